@@ -1,0 +1,196 @@
+"""Open a folder of dermoscopic pictures: checked, counted, and ready for a DataLoader.
+
+The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``. Everything here can be
+imported by a DataLoader's worker process, whatever the start method.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+SPLITS = ("train", "valid", "test")
+CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
+
+
+class DatasetError(ValueError):
+    """The folder is not what this project can train on; the message is one sentence that says what to do."""
+
+
+def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.Image:
+    """Decode one picture with Pillow.
+
+    Args:
+        path: a picture file.
+        short_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode: the
+            JPEG's own downscaling), as long as no side falls below this many pixels.
+
+    Returns:
+        An RGB picture, turned upright by its EXIF orientation.
+
+    Raises:
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read as a picture. Nothing
+            is repaired: a truncated file is an error, not a half-grey picture.
+    """
+    with Image.open(path) as picture:
+        if short_side is not None:
+            picture.draft("RGB", (short_side, short_side))
+        picture.load()
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def why_unreadable(path: str | os.PathLike) -> str | None:
+    """Return the reason why a picture cannot be decoded in one phrase, or None if it can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
+        except Image.UnidentifiedImageError:
+            return "empty file" if os.path.getsize(path) == 0 else "not a picture"
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return "more pixels than Pillow's limit for a safe picture"
+        # A damaged file can surface as nearly anything in a decoder; each of them means "leave it out, and say so".
+        except Exception as error:
+            return str(error) or type(error).__name__
+    return None
+
+
+class LesionFolder(ImageFolder):
+    """One split as a torchvision ``ImageFolder``, with the classes in the project's fixed order.
+
+    Items are ``(picture, target)``; target is 0 (melanoma), 1 (nevus) or 2 (seborrheic keratosis).
+
+    Args:
+        root: the split's folder.
+        transform: applied to the PIL picture.
+        loader: reads one picture; see :func:`load_image`.
+
+    Attributes:
+        ids: each item's path below the repository's root, ``data/<name>/<split>/<class>/<file>``.
+
+    Raises:
+        DatasetError: a class folder is missing, unknown or empty.
+    """
+
+    def __init__(self, root: Path, transform: Callable | None = None, loader: Callable = load_image):
+        super().__init__(root, transform=transform, loader=loader, allow_empty=True)
+        for name, target in self.class_to_idx.items():
+            if target not in self.targets:
+                raise DatasetError(f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there.")
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Return the project's classes in their fixed order; any other set of folders is an error."""
+        folders = {entry.name for entry in Path(directory).iterdir() if entry.is_dir() and entry.name[0] not in "._"}
+        for name in sorted(folders - set(CLASSES)):
+            raise DatasetError(
+                f"{Path(directory) / name}: unknown class folder; a split holds {', '.join(CLASSES)} and no other."
+            )
+        for name in CLASSES:
+            if name not in folders:
+                raise DatasetError(f"{Path(directory) / name}: this class folder is missing; a split holds all three.")
+        return list(CLASSES), {name: target for target, name in enumerate(CLASSES)}
+
+    def leave_out(self, paths: set[str]) -> None:
+        """Drop the items whose files are in ``paths``."""
+        self.samples = self.imgs = [item for item in self.samples if item[0] not in paths]
+        self.targets = [target for _, target in self.samples]
+
+    @property
+    def ids(self) -> list[str]:
+        split = Path(self.root).resolve()
+        # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
+        name = Path(self.root).absolute().parent.name
+        return [f"data/{name}/{split.name}/{Path(path).parent.name}/{Path(path).name}" for path, _ in self.samples]
+
+
+class LesionData:
+    """A data folder with its three splits, opened and checked once.
+
+    Every picture is decoded once (at reduced scale) while opening; those that cannot be are left out of every split and
+    listed in :attr:`unreadable`, so that nothing disappears in silence.
+
+    Args:
+        root: a folder that holds ``train``, ``valid`` and ``test``.
+
+    Attributes:
+        name: the folder's own name; outputs go to ``models/<name>`` and ``images/<name>``.
+        counts: pictures for each split (row) and class (column), with totals.
+        unreadable: one row for each picture left out: its path and the reason.
+
+    Raises:
+        DatasetError: the layout is wrong, a class is empty, or none of its pictures can be read.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        self.name = self.root.absolute().name
+        if not self.root.is_dir():
+            raise DatasetError(
+                f"{self.root}: no such folder; set DERMA_DATA to a folder that holds {', '.join(SPLITS)}, "
+                "or draw the sample with 'python -m derma.sample'."
+            )
+        for split in SPLITS:
+            if not (self.root / split).is_dir():
+                raise DatasetError(
+                    f"{self.root}: the split folder '{split}' is missing; a data folder holds {', '.join(SPLITS)}."
+                )
+        folders = {split: LesionFolder(self.root / split) for split in SPLITS}
+        paths = [path for folder in folders.values() for path, _ in folder.samples]
+        with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
+            reasons = dict(zip(paths, pool.map(why_unreadable, paths), strict=True))
+        reasons = {path: reason for path, reason in reasons.items() if reason}
+        self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
+        self._left_out = set(reasons)
+
+        counts = {}
+        for split, folder in folders.items():
+            folder.leave_out(self._left_out)
+            counts[split] = [folder.targets.count(target) for target in range(len(CLASSES))]
+            for name, count in zip(CLASSES, counts[split], strict=True):
+                if count == 0:
+                    first, reason = next((p, r) for p, r in reasons.items() if Path(p).parent == self.root / split / name)
+                    raise DatasetError(
+                        f"{self.root / split / name}: none of this class's pictures can be read "
+                        f"({Path(first).name}: {reason}); replace them."
+                    )
+        self.counts = pd.DataFrame.from_dict(counts, orient="index", columns=list(CLASSES))
+        self.counts["all"] = self.counts.sum(axis=1)
+        self.counts.loc["all"] = self.counts.sum()
+
+    def split(self, split: str, transform: Callable | None = None, loader: Callable = load_image) -> LesionFolder:
+        """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures."""
+        folder = LesionFolder(self.root / split, transform, loader)
+        folder.leave_out(self._left_out)
+        return folder
+
+
+def make_loader(
+    dataset: torch.utils.data.Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
+) -> DataLoader:
+    """Return a DataLoader over ``dataset`` whose order and augmentation depend on ``seed`` alone.
+
+    Args:
+        dataset: anything with a length and items that the default collation can stack.
+        batch_size: items for each batch; the last batch may be smaller.
+        shuffle: a new seeded order for every epoch; for the training split only.
+        seed: seeds the order and the workers' random numbers.
+        workers: processes that prepare batches; 0 does it in this process.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,96 @@
+"""The figures that a notebook and a script both draw: each with a title, labelled axes and a PNG file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from derma.scoring import TASKS
+
+# Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/); dashes do it in print.
+STYLES = ({"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"})
+
+
+def _save(figure: Figure, file: Path | None) -> Figure:
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        # No software or date in the file: the same numbers give the same bytes.
+        figure.savefig(file, dpi=120, metadata={"Software": None})
+    return figure
+
+
+def roc(joined: pd.DataFrame, file: Path | None = None) -> Figure:
+    """Draw the ROC curves of both categories from probabilities.
+
+    Args:
+        joined: as ``derma.scoring.join`` returns it.
+        file: where to save the figure, if anywhere.
+    """
+    figure, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    for number, (name, style) in enumerate(zip(TASKS.values(), STYLES, strict=True), start=1):
+        truth, probability = joined[f"true_{number}"], joined[f"task_{number}"]
+        false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
+        area = roc_auc_score(truth, probability)
+        ax.plot(false_positive_rate, true_positive_rate, label=f"{name} against the rest, AUC {area:.3f}", **style)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="a coin")
+    ax.set(
+        title="ROC curves of the two categories",
+        xlabel="False positive rate (1 - specificity)",
+        ylabel="True positive rate (sensitivity)",
+        aspect="equal",
+    )
+    ax.legend(loc="lower right")
+    return _save(figure, file)
+
+
+def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | None = None) -> Figure:
+    """Draw a confusion matrix with counts, shaded by each true class's rates.
+
+    Args:
+        matrix: (K, K) counts; rows are the truth, columns the prediction.
+        labels: the K classes' names, in the matrix's order.
+        title: the figure's title.
+        file: where to save the figure, if anywhere.
+    """
+    rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, ax = plt.subplots(figsize=(1.6 + 1.2 * len(labels), 1.2 + 1.05 * len(labels)), layout="constrained")
+    shading = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        dark = rates[row, column] > 0.5
+        ax.text(
+            column, row, f"{rates[row, column]:.1%}\n{count} of {matrix[row].sum()}",
+            ha="center", va="center", color="white" if dark else "black",
+        )  # fmt: skip
+    broken = [label.replace(" ", "\n") for label in labels]
+    ax.set_xticks(range(len(labels)), broken)
+    ax.set_yticks(range(len(labels)), broken)
+    ax.set(title=title, xlabel="Predicted", ylabel="True")
+    figure.colorbar(shading, label="Share of the true class")
+    return _save(figure, file)
+
+
+def learning_curves(history: pd.DataFrame, best_epoch: int, file: Path | None = None) -> Figure:
+    """Draw losses and validation mean AUC by epoch.
+
+    Args:
+        history: one row for each epoch: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_mean_auc``.
+        best_epoch: the epoch that was kept.
+        file: where to save the figure, if anywhere.
+    """
+    figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    losses.plot(history["epoch"], history["train_loss"], label="training (augmented)", **STYLES[0])
+    losses.plot(history["epoch"], history["valid_loss"], label="validation", **STYLES[1])
+    losses.set(title="Loss", xlabel="Epoch", ylabel="Class-weighted cross-entropy (nats)")
+    areas.plot(history["epoch"], history["valid_mean_auc"], label="validation", **STYLES[1])
+    areas.set(title="Mean AUC on the validation split", xlabel="Epoch", ylabel="Mean AUC of the two categories")
+    for ax in (losses, areas):
+        ax.axvline(best_epoch, color="0.6", linewidth=1, linestyle=":", label=f"kept: epoch {best_epoch}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend()
+    return _save(figure, file)
