@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
+TOO_LARGE = "more pixels than Pillow's limit for a safe picture"
 
 
 class DatasetError(ValueError):
@@ -50,17 +51,18 @@ def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
     """Return the reason why a picture cannot be decoded in one phrase, or None if it can."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
-        except Image.UnidentifiedImageError:
-            return "empty file" if os.path.getsize(path) == 0 else "not a picture"
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return "more pixels than Pillow's limit for a safe picture"
-        # A damaged file can surface as nearly anything in a decoder; each of them means "leave it out, and say so".
-        except Exception as error:
-            return str(error) or type(error).__name__
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+                return TOO_LARGE
+        load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
+    except Image.UnidentifiedImageError:
+        return "empty file" if Path(path).stat().st_size == 0 else "not a picture"
+    except Image.DecompressionBombError:
+        return TOO_LARGE
+    # A damaged file can surface as nearly anything in a decoder; each of them means "leave it out, and say so".
+    except Exception as error:
+        return str(error) or type(error).__name__
     return None
 
 
@@ -85,7 +87,9 @@ class LesionFolder(ImageFolder):
         super().__init__(root, transform=transform, loader=loader, allow_empty=True)
         for name, target in self.class_to_idx.items():
             if target not in self.targets:
-                raise DatasetError(f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there.")
+                raise DatasetError(
+                    f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there."
+                )
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the project's classes in their fixed order; any other set of folders is an error."""
@@ -145,7 +149,8 @@ class LesionData:
                 )
         folders = {split: LesionFolder(self.root / split) for split in SPLITS}
         paths = [path for folder in folders.values() for path, _ in folder.samples]
-        with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
             reasons = dict(zip(paths, pool.map(why_unreadable, paths), strict=True))
         reasons = {path: reason for path, reason in reasons.items() if reason}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
@@ -157,7 +162,9 @@ class LesionData:
             counts[split] = [folder.targets.count(target) for target in range(len(CLASSES))]
             for name, count in zip(CLASSES, counts[split], strict=True):
                 if count == 0:
-                    first, reason = next((p, r) for p, r in reasons.items() if Path(p).parent == self.root / split / name)
+                    first, reason = next(
+                        (p, r) for p, r in reasons.items() if Path(p).parent == self.root / split / name
+                    )
                     raise DatasetError(
                         f"{self.root / split / name}: none of this class's pictures can be read "
                         f"({Path(first).name}: {reason}); replace them."

@@ -39,15 +39,17 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> pd.DataFrame:
     file = Path(file)
     if not file.is_file():
         raise ScoringError(
-            f"{file}: no such file; run skin_lesion_classification.ipynb, which writes results.csv and ground_truth.csv."
+            f"{file}: no such file; skin_lesion_classification.ipynb writes results.csv and ground_truth.csv when run."
         )
     try:
         # As text, so that a bad value can be shown as it stands in the file; skip_blank_lines would shift row numbers.
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
     except pd.errors.EmptyDataError:
         raise ScoringError(f"{file}: the file is empty; it should start with the header {','.join(COLUMNS)}.") from None
     except (UnicodeDecodeError, pd.errors.ParserError) as error:
         raise ScoringError(f"{file}: not a CSV file ({error}); expected the header {','.join(COLUMNS)}.") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields in row 2 for row names
+        raise ScoringError(f"{file}, row 2: more fields than the header {','.join(COLUMNS)} has; remove the others.")
     if tuple(table.columns) != COLUMNS:
         found = ",".join(map(str, table.columns))[:60]
         raise ScoringError(f"{file}, row 1: the header is '{found}'; it should be {','.join(COLUMNS)}.")
@@ -61,7 +63,9 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> pd.DataFrame:
     for column in COLUMNS[1:]:
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
         wrong = ~numbers.isin((0.0, 1.0)) if truth else ~numbers.between(0, 1)  # NaN is not between
-        _refuse(file, wrong, table[column], column, "should be 0 or 1" if truth else "should be a probability from 0 to 1")
+        _refuse(
+            file, wrong, table[column], column, "should be 0 or 1" if truth else "should be a probability from 0 to 1"
+        )
         values[column] = numbers.to_numpy()
     return pd.DataFrame(values, index=pd.Index(stems, name="Id"))
 

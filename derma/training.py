@@ -6,7 +6,7 @@ import json
 import os
 import random
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.error import URLError
 
 import numpy as np
@@ -28,7 +28,7 @@ def seed_everything(seed: int) -> None:
     (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that still draw from the global state
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -42,7 +42,7 @@ def _download_imagenet(name: str, folder: Path) -> dict[str, torch.Tensor]:
     """
     recipes = get_model_weights(name)
     weights = recipes.IMAGENET1K_V1 if hasattr(recipes, "IMAGENET1K_V1") else recipes.DEFAULT
-    file = folder / os.path.basename(weights.url)
+    file = folder / PurePosixPath(weights.url).name
     try:
         # weights_only: torchvision ships .pth files; this reads tensors from them and executes nothing.
         state = weights.get_state_dict(model_dir=str(folder), progress=False, check_hash=True, weights_only=True)

@@ -1,0 +1,53 @@
+# make run    draw the sample, execute the notebooks on it, score the results
+# make test   check the code's style and run the tests
+# DERMA_DATA=data/isic2017 make run    the same on the challenge's pictures
+
+PYTHON ?= python3
+BIN := .venv/bin
+DERMA_DATA ?= data/sample
+OUT := models/$(notdir $(DERMA_DATA))
+NOTEBOOKS := skin_lesion_classification.ipynb
+
+# The kernel talks over a pipe and not over TCP: faster, and it spares a warning.
+EXECUTE := $(BIN)/jupyter nbconvert --log-level=WARN --KernelManager.transport=ipc --to notebook --execute --ExecutePreprocessor.timeout=-1
+
+.PHONY: run test notebooks lock clean
+
+run: .venv/installed
+	@mkdir -p $(OUT)
+	@for notebook in $(NOTEBOOKS); do \
+		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
+		$(EXECUTE) --output-dir $(OUT) $$notebook || exit 1; \
+	done
+	$(BIN)/python get_results.py results.csv
+	@echo "The executed notebooks are in $(OUT)/. 'git restore results.csv ground_truth.csv' brings the published results back."
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# Executes the notebooks in place on the drawn sample: what is committed.
+notebooks: .venv/installed
+	unset $$(env | sed -n 's/^\(DERMA_[A-Z_]*\)=.*/\1/p'); $(EXECUTE) --inplace $(NOTEBOOKS)
+
+lock: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock requirements-dev.txt
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=python3.12 ...'."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	@echo "Installing the requirements into .venv (several GB and a few minutes, once)"
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv data/sample models/sample images/sample images/scores

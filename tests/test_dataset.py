@@ -1,0 +1,155 @@
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from derma.dataset import CLASSES, DatasetError, LesionData, load_image, make_loader
+
+TO_TENSOR = v2.Compose([v2.ToImage(), v2.Resize((32, 32)), v2.ToDtype(torch.float32, scale=True)])
+
+
+def test_counts_classes_and_ids(data_folder):
+    data = LesionData(data_folder)
+    assert data.name == "tiny"
+    assert data.counts.columns.tolist() == [*CLASSES, "all"]
+    assert data.counts.loc["train"].tolist() == [6, 12, 6, 24]
+    assert data.counts.loc["all"].tolist() == [11, 20, 11, 42]
+    assert data.unreadable.empty
+    test = data.split("test")
+    assert test.classes == ["melanoma", "nevus", "seborrheic_keratosis"]
+    assert test.ids[0] == "data/tiny/test/melanoma/DRAWN_2000000.jpg"
+    assert [i.split("/")[3] for i in test.ids] == [CLASSES[target] for target in test.targets]
+
+
+def test_id_of_a_linked_folder_has_the_links_name(data_folder, tmp_path):
+    link = tmp_path / "data" / "isic2017"
+    link.parent.mkdir()
+    link.symlink_to(data_folder)
+    assert LesionData(link).split("valid").ids[0].startswith("data/isic2017/valid/melanoma/")
+
+
+def test_files_that_are_no_pictures_do_not_matter(data_folder):
+    (data_folder / "LICENSE.txt").write_text("CC-0")
+    (data_folder / "train" / "nevus" / "notes.csv").write_text("a,b")
+    (data_folder / "train" / ".ipynb_checkpoints").mkdir()
+    (data_folder / "train" / "__MACOSX").mkdir()
+    assert LesionData(data_folder).counts.loc["train", "all"] == 24
+
+
+def refuses(folder: Path, *words: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        LesionData(folder)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    for word in words:
+        assert word in message
+
+
+def test_missing_folder(tmp_path):
+    refuses(tmp_path / "nowhere", "nowhere", "no such folder", "DERMA_DATA", "python -m derma.sample")
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_missing_split(data_folder, split):
+    shutil.rmtree(data_folder / split)
+    refuses(data_folder, f"'{split}' is missing")
+
+
+def test_unknown_class(data_folder):
+    (data_folder / "valid" / "naevus").mkdir()
+    refuses(data_folder, str(Path("valid") / "naevus"), "unknown class folder", "seborrheic_keratosis")
+
+
+def test_missing_class(data_folder):
+    shutil.rmtree(data_folder / "test" / "nevus")
+    refuses(data_folder, str(Path("test") / "nevus"), "missing")
+
+
+def test_empty_class(data_folder):
+    for file in (data_folder / "test" / "nevus").iterdir():
+        file.unlink()
+    refuses(data_folder, str(Path("test") / "nevus"), "no pictures")
+
+
+def test_class_of_which_nothing_can_be_read(data_folder):
+    for file in (data_folder / "test" / "nevus").iterdir():
+        file.write_bytes(b"")
+    refuses(data_folder, str(Path("test") / "nevus"), "none of this class's pictures can be read", "empty file")
+
+
+def test_unreadable_pictures_are_listed_and_left_out(data_folder):
+    nevi = sorted((data_folder / "train" / "nevus").iterdir())
+    nevi[0].write_bytes(b"")
+    nevi[1].write_text("<html>404</html>")
+    whole = nevi[2].read_bytes()
+    nevi[2].write_bytes(whole[: len(whole) // 2])  # what an interrupted download leaves
+    data = LesionData(data_folder)
+    listed = dict(zip((Path(f).name for f in data.unreadable["file"]), data.unreadable["reason"], strict=True))
+    assert set(listed) == {f.name for f in nevi[:3]}
+    assert listed[nevi[0].name] == "empty file"
+    assert listed[nevi[1].name] == "not a picture"
+    assert "truncated" in listed[nevi[2].name]
+    assert data.counts.loc["train"].tolist() == [6, 9, 6, 21]
+    train = data.split("train", TO_TENSOR)
+    assert len(train) == len(train.ids) == len(train.targets) == 21
+    assert nevi[2].read_bytes() == whole[: len(whole) // 2]  # nothing is repaired
+
+
+def test_a_decompression_bomb_is_left_out(data_folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
+    for split in ("train", "valid", "test"):
+        for name in CLASSES:
+            Image.new("RGB", (8, 8)).save(data_folder / split / name / "small.png")
+    data = LesionData(data_folder)
+    assert len(data.unreadable) == 42
+    assert data.unreadable["reason"].str.contains("more pixels").all()
+
+
+def test_pictures_are_turned_upright_and_made_rgb(tmp_path):
+    picture = Image.new("L", (40, 20), 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    loaded = load_image(tmp_path / "turned.jpg")
+    assert loaded.mode == "RGB" and loaded.size == (20, 40)
+
+
+def test_draft_decodes_no_smaller_than_asked(tmp_path):
+    Image.new("RGB", (800, 600), (120, 80, 60)).save(tmp_path / "large.jpg")
+    assert load_image(tmp_path / "large.jpg").size == (800, 600)
+    width, height = load_image(tmp_path / "large.jpg", short_side=128).size
+    assert (width, height) == (200, 150)
+
+
+def targets_in_order(loader: DataLoader) -> list[int]:
+    return torch.cat([targets for _, targets in loader]).tolist()
+
+
+def test_shuffling_is_seeded_and_new_in_every_epoch(drawn):
+    train = LesionData(drawn).split("train", TO_TENSOR)
+    first, second = (make_loader(train, 4, shuffle=True, seed=3) for _ in range(2))
+    epochs = [targets_in_order(first) for _ in range(3)]
+    assert epochs == [targets_in_order(second) for _ in range(3)]
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != targets_in_order(make_loader(train, 4, shuffle=True, seed=4))
+    assert sorted(epochs[0]) == train.targets
+
+
+def test_test_split_keeps_its_order(drawn):
+    test = LesionData(drawn).split("test", TO_TENSOR)
+    assert targets_in_order(make_loader(test, 4)) == test.targets
+
+
+@pytest.mark.parametrize("method", [m for m in ("spawn", "forkserver") if m in multiprocessing.get_all_start_methods()])
+def test_workers_give_what_the_main_process_gives(drawn, method):
+    train = LesionData(drawn).split("train", TO_TENSOR)
+    alone = [batch for batch, _ in make_loader(train, 10)]
+    loader = make_loader(train, 10, workers=1)
+    loader.multiprocessing_context = method
+    assert all(np.array_equal(a, b) for a, b in zip(alone, (batch for batch, _ in loader), strict=True))

@@ -1,0 +1,137 @@
+"""The notebook as a user runs it: from top to bottom, on a tiny sample, in a folder of its own."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from safetensors import safe_open
+
+from derma.scoring import join, read_table, score
+
+CLASSIFICATION = "skin_lesion_classification.ipynb"
+QUICK = {
+    "model": "resnet18", "weights": "none", "image_size": "32", "batch_size": "8", "epochs": "2", "workers": "0",
+    "precision": "no",
+}  # fmt: skip
+
+
+@pytest.fixture
+def execute(drawn, tmp_path, monkeypatch):
+    """Return a function that executes a notebook in a new folder with settings and returns the two."""
+
+    def run(folder="run", data=drawn, **settings):
+        root = tmp_path / folder
+        root.mkdir()
+        shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in [name for name in os.environ if name.startswith("DERMA_")]:
+            monkeypatch.delenv(name)
+        for name, value in {**QUICK, "data": str(data), **settings}.items():
+            monkeypatch.setenv(f"DERMA_{name.upper()}", str(value))
+        notebook = nbformat.read(ROOT / CLASSIFICATION, as_version=4)
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(root)}}).execute()
+        return notebook, root
+
+    return run
+
+
+def printed(notebook) -> str:
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_fine_tuning_writes_everything_and_repeats(execute):
+    notebook, root = execute("first")
+    joined = join(read_table(root / "results.csv"), read_table(root / "ground_truth.csv", truth=True))
+    assert len(joined) == 11
+    assert [f"Category {k} Score: {s:.3f}" for k, s in enumerate(score(joined), 1)] == re.findall(
+        r"Category \d Score: [\d.]+", printed(notebook)
+    )
+    ids = pd.read_csv(root / "results.csv")["Id"]
+    assert ids[0] == "data/tiny/test/melanoma/DRAWN_2000000.jpg" and not any(Path(i).is_absolute() for i in ids)
+
+    history = pd.read_csv(root / "models" / "tiny" / "history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    metrics = json.loads((root / "models" / "tiny" / "metrics.json").read_text())
+    kept = history.loc[history["epoch"] == metrics["best_epoch"]].iloc[0]
+    assert kept["valid_mean_auc"] == pytest.approx(history["valid_mean_auc"].max())  # the best, not the last
+    with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["about"])["epoch"] == metrics["best_epoch"]
+    for name in ("learning_curves", "confusion", "roc", "benign_malignant"):
+        assert (root / "images" / "tiny" / f"{name}.png").stat().st_size > 1000
+
+    _, again = execute("second")
+    assert (again / "results.csv").read_bytes() == (root / "results.csv").read_bytes()
+    _, other = execute("third", seed=1)
+    assert (other / "results.csv").read_bytes() != (root / "results.csv").read_bytes()
+
+
+def test_frozen_backbone_trains_a_head_on_features(execute):
+    notebook, root = execute(frozen="true", head_layers=3, tta="true", epochs=3)
+    assert "(frozen)" in printed(notebook)
+    assert len(read_table(root / "results.csv")) == 11
+    with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:  # the head's three layers alone
+        assert sum(key.endswith("weight") for key in list(file.keys())) == 3
+
+
+def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
+    (data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").write_bytes(b"not a picture")
+    notebook, root = execute(data=data_folder, epochs=1, patience=1)
+    assert "left out: 1 of the pictures" in printed(notebook) and "DRAWN_2100000.jpg" in printed(notebook)
+    assert len(read_table(root / "results.csv")) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epoch": "3"}, "DERMA_EPOCH is not a setting"),
+        ({"epochs": "0"}, "greater than or equal to 1"),
+        ({"model": "resnet1"}, "no classifier 'resnet1'"),
+        ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
+        ({"data": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_bad_settings_are_said_clearly(execute, settings, words):
+    with pytest.raises(CellExecutionError, match=re.escape(words)):
+        execute(**settings)
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(ROOT.glob("*.ipynb"))])
+class TestCommitted:
+    def test_it_is_small_executed_in_order_and_without_errors(self, name):
+        assert (ROOT / name).stat().st_size < 1.5e6
+        notebook = nbformat.read(ROOT / name, as_version=4)
+        nbformat.validate(notebook)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        for cell in code:
+            for output in cell.outputs:
+                assert output.output_type != "error"
+                text = output.get("text", "")
+                assert output.get("name") != "stderr", text
+                assert text.count("\n") <= 45 and "Warning" not in text and str(ROOT) not in text
+
+    def test_it_ran_on_the_drawn_sample(self, name):
+        text = printed(nbformat.read(ROOT / name, as_version=4))
+        assert "data = data/sample" in text
+
+
+def test_committed_classifier_learnt_the_sample():
+    text = printed(nbformat.read(ROOT / CLASSIFICATION, as_version=4))
+    assert float(re.search(r"Category 3 Score: ([\d.]+)", text)[1]) >= 0.90
+
+
+def test_published_files_belong_together():
+    results, truth = (pd.read_csv(ROOT / name) for name in ("results.csv", "ground_truth.csv"))
+    assert results["Id"].tolist() == truth["Id"].tolist()
+    assert len(results) == 600
+    assert [truth["task_1"].sum(), truth["task_2"].sum()] == [117, 90]
+    assert np.all(results[["task_1", "task_2"]].sum(axis=1) <= 1 + 1e-6)

@@ -1,0 +1,143 @@
+import random
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import ResNet18_Weights, densenet121, get_model, resnet18
+
+from derma import training
+from derma.training import (
+    WeightsError,
+    best_precision,
+    load_pretrained,
+    load_weights,
+    save_weights,
+    seed_everything,
+)
+
+
+def test_seed_everything_seeds_all_three():
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    seed_everything(7)
+    first = draw()
+    seed_everything(7)
+    assert draw() == first
+    seed_everything(8)
+    assert not set(draw()) & set(first)
+
+
+def test_best_precision_is_one_that_accelerate_knows():
+    assert best_precision() in ("no", "bf16", "fp16")
+
+
+def test_weights_round_trip(tmp_path):
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_weights(model, tmp_path / "deep" / "best.safetensors", epoch=4)
+    load_weights(other, tmp_path / "deep" / "best.safetensors")
+    assert torch.equal(model.weight, other.weight) and torch.equal(model.bias, other.bias)
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["best.safetensors"]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "best.safetensors"
+    model = nn.Linear(3, 2)
+    save_weights(model, file)
+
+    def torn(state, partial, metadata):
+        Path(partial).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(training, "save_file", torn)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(nn.Linear(3, 2), file)
+    other = nn.Linear(3, 2)
+    load_weights(other, file)
+    assert torch.equal(other.weight, model.weight)
+
+
+def refuses(call, *words):
+    with pytest.raises(WeightsError) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_weight_files(tmp_path):
+    model = nn.Linear(3, 2)
+    refuses(lambda: load_weights(model, tmp_path / "none.safetensors"), "none.safetensors", "no such weights file")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0")
+    refuses(lambda: load_weights(model, tmp_path / "torn.safetensors"), "torn.safetensors", "not a safetensors file")
+    torch.save(model.state_dict(), tmp_path / "pickled.pth")
+    refuses(lambda: load_weights(model, tmp_path / "pickled.pth"), "pickled.pth", "nothing is unpickled")
+    save_weights(nn.Linear(4, 2), tmp_path / "other.safetensors")
+    refuses(lambda: load_weights(model, tmp_path / "other.safetensors"), "other.safetensors", "not the weights")
+
+
+def test_pretrained_from_a_file_in_half_precision_without_its_last_layer(tmp_path):
+    source, model = resnet18(), resnet18()
+    state = {
+        k: v.half() if v.is_floating_point() else v for k, v in source.state_dict().items() if not k.startswith("fc.")
+    }
+    save_file(state, tmp_path / "w.safetensors")
+    before = model.fc.weight.clone()
+    load_pretrained(model, "resnet18", str(tmp_path / "w.safetensors"), "fc", tmp_path)
+    assert model.conv1.weight.dtype == torch.float32
+    assert torch.equal(model.conv1.weight, source.conv1.weight.half().float())
+    assert torch.equal(model.fc.weight, before)
+
+
+def test_pretrained_none_leaves_the_model_alone(tmp_path):
+    model = resnet18()
+    before = model.conv1.weight.clone()
+    load_pretrained(model, "resnet18", "none", "fc", tmp_path)
+    assert torch.equal(model.conv1.weight, before)
+
+
+def test_weights_of_another_model(tmp_path):
+    save_file(resnet18().state_dict(), tmp_path / "w.safetensors")
+    model = get_model("resnet34")
+    refuses(
+        lambda: load_pretrained(model, "resnet34", str(tmp_path / "w.safetensors"), "fc", tmp_path),
+        "w.safetensors", "resnet34", "DERMA_MODEL",
+    )  # fmt: skip
+
+
+def test_unreachable_weights_name_the_file_to_fetch(tmp_path, monkeypatch):
+    def offline(*arguments, **settings):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    url = ResNet18_Weights.IMAGENET1K_V1.url
+    refuses(
+        lambda: load_pretrained(resnet18(), "resnet18", "imagenet", "fc", tmp_path),
+        url, str(tmp_path / Path(url).name), "no route to host",
+    )  # fmt: skip
+
+
+def test_a_file_put_where_the_message_says_is_used(tmp_path, monkeypatch):
+    """As torchvision publishes it: a .pth with a hash in its name, here one of our own making."""
+    source, model = resnet18(), resnet18()
+    monkeypatch.setattr("torch.hub.HASH_REGEX", training.re.compile("(never)"))  # our file has another hash
+    file = tmp_path / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    torch.save(source.state_dict(), file)
+    load_pretrained(model, "resnet18", "imagenet", "fc", tmp_path)
+    assert torch.equal(model.fc.weight, source.fc.weight)
+
+
+def test_densenets_published_names_are_understood(tmp_path, monkeypatch):
+    source, model = densenet121(), densenet121()
+    old = {
+        training.re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in source.state_dict().items()
+    }
+    assert set(old) != set(source.state_dict())
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: old)
+    load_pretrained(model, "densenet121", "imagenet", "classifier", tmp_path)
+    key = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(model.state_dict()[key], source.state_dict()[key])
