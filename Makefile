@@ -9,7 +9,8 @@ OUT := models/$(notdir $(DERMA_DATA))
 NOTEBOOKS := skin_lesion_classification.ipynb
 
 # The kernel talks over a pipe and not over TCP: faster, and it spares a warning.
-EXECUTE := $(BIN)/jupyter nbconvert --log-level=WARN --KernelManager.transport=ipc --to notebook --execute --ExecutePreprocessor.timeout=-1
+EXECUTE := $(BIN)/jupyter nbconvert --log-level=WARN --KernelManager.transport=ipc --to notebook --execute --ExecutePreprocessor.timeout=-1 \
+	--ExecutePreprocessor.coalesce_streams=True
 
 .PHONY: run test notebooks lock clean
 
@@ -31,9 +32,12 @@ test: .venv/installed-dev
 notebooks: .venv/installed
 	unset $$(env | sed -n 's/^\(DERMA_[A-Z_]*\)=.*/\1/p'); $(EXECUTE) --inplace $(NOTEBOOKS)
 
+# Pins what is installed in .venv now, which is what the tests ran with.
 lock: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock requirements-dev.txt
+	$(BIN)/python -m pip freeze > .venv/tested.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11.7 --generate-hashes --no-header --no-annotate \
+		--constraint .venv/tested.txt --output-file requirements.lock requirements-dev.txt
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

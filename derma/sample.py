@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from derma.dataset import CLASSES, SPLITS
 
@@ -354,7 +354,13 @@ def draw_sample(
     for parent in {job[0].parent for job in jobs}:
         parent.mkdir(parents=True)
     with ProcessPoolExecutor(workers) as pool:
-        for _ in tqdm(pool.map(_draw_job, jobs, chunksize=8), total=len(jobs), desc=f"drawing {folder}", leave=False):
+        for _ in tqdm(
+            pool.map(_draw_job, jobs, chunksize=8),
+            total=len(jobs),
+            desc=f"drawing {folder}",
+            leave=False,
+            file=sys.stdout,
+        ):
             pass
     os.replace(partial, folder)
 
