@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
-from derma.scoring import TASKS
+from derma.scoring import Calibration, OperatingPoint, delong, roc_band
+from derma.tables import TASKS
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/); dashes do it in print.
 STYLES = ({"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"})
@@ -25,27 +27,55 @@ def _save(figure: Figure, file: Path | None) -> Figure:
     return figure
 
 
-def roc(joined: pd.DataFrame, file: Path | None = None) -> Figure:
-    """Draw the ROC curves of both categories from probabilities.
+def roc(joined: pd.DataFrame, points: Sequence[OperatingPoint] = (), file: Path | None = None) -> Figure:
+    """Draw the ROC curves of both categories from probabilities, each with a 95 % band.
 
     Args:
-        joined: as ``derma.scoring.join`` returns it.
+        joined: as ``derma.tables.join`` returns it.
+        points: melanoma's operating points to mark, if any.
         file: where to save the figure, if anywhere.
     """
-    figure, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
     for number, (name, style) in enumerate(zip(TASKS.values(), STYLES, strict=True), start=1):
         truth, probability = joined[f"true_{number}"], joined[f"task_{number}"]
+        grid, low, high = roc_band(truth, probability)
+        ax.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
         false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
-        area = roc_auc_score(truth, probability)
-        ax.plot(false_positive_rate, true_positive_rate, label=f"{name} against the rest, AUC {area:.3f}", **style)
-    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="a coin")
+        ax.plot(false_positive_rate, true_positive_rate, label=f"{name}: AUC {delong(truth, probability)}", **style)
+    for point, marker in zip(points, "os^Dv", strict=False):
+        ax.plot(
+            1 - point.specificity.value, point.sensitivity.value, marker, color="black", markerfacecolor="white",
+            linestyle="none", label=f"melanoma at or above {point.threshold:.3g}",
+        )  # fmt: skip
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
     ax.set(
-        title="ROC curves of the two categories",
+        title="Each category against the rest, with 95 % bands",
         xlabel="False positive rate (1 - specificity)",
         ylabel="True positive rate (sensitivity)",
         aspect="equal",
     )
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower right", fontsize="small")
+    return _save(figure, file)
+
+
+def reliability(calibrations: dict[int, Calibration], file: Path | None = None) -> Figure:
+    """Draw observed against predicted shares, with 95 % intervals, above how often each probability was predicted.
+
+    Args:
+        calibrations: by category, 1 and 2.
+        file: where to save the figure, if anywhere.
+    """
+    figure, (ax, below) = plt.subplots(2, 1, figsize=(5.2, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="as predicted")
+    for calibration, name, style, marker in zip(calibrations.values(), TASKS.values(), STYLES, "os", strict=True):
+        bins = calibration.bins
+        errors = np.maximum([bins["observed"] - bins["low"], bins["high"] - bins["observed"]], 0)
+        label = f"{name}: calibration error {calibration.error:.3f}, Brier {calibration.brier:.3f}"
+        ax.errorbar(bins["predicted"], bins["observed"], errors, marker=marker, capsize=3, label=label, **style)
+        below.plot(bins["predicted"], bins["count"], marker=marker, **style)
+    ax.set(title="Reliability: how far to trust a probability", ylabel="Observed share", xlim=(0, 1), ylim=(0, 1))
+    figure.legend(loc="outside lower center", fontsize="small")
+    below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Pictures", yscale="log")
     return _save(figure, file)
 
 

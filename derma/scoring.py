@@ -1,129 +1,104 @@
-"""Score predictions the way part 3 of the ISIC 2017 challenge did: three areas under ROC curves.
+"""Score predictions the way part 3 of the ISIC 2017 challenge did, and say how sure the scores are.
 
-Category 1 is melanoma against the rest, category 2 seborrheic keratosis against the rest, category 3 their mean
-(https://challenge.isic-archive.com/landing/2017/44/). No torch in here: a score should come in a second.
+Category 1 is melanoma against the rest, category 2 seborrheic keratosis against the rest, each by the area under the
+ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/landing/2017/44/). No torch in here: a
+score should come in a second. All intervals are 95 % confidence intervals.
 """
 
 from __future__ import annotations
 
-import os
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
-COLUMNS = ("Id", "task_1", "task_2")
-TASKS = {"task_1": "Melanoma", "task_2": "Seborrheic keratosis"}
+Z = 1.959963984540054  # the standard normal's 97.5 % quantile
+RESAMPLES = 2000
+CHALLENGE_SENSITIVITIES = (0.82, 0.89, 0.95)  # at which the challenge reported melanoma's specificity
+
+# The 23 entries' scores in each category, each list best first (https://arxiv.org/abs/1710.05006).
+LEADERBOARD = {
+    1: (
+        0.874, 0.870, 0.868, 0.856, 0.836, 0.830, 0.805, 0.804, 0.791, 0.789, 0.786, 0.783, 0.782, 0.765, 0.759, 0.757,
+        0.715, 0.684, 0.636, 0.623, 0.500, 0.495, 0.475,
+    ),
+    2: (
+        0.965, 0.953, 0.943, 0.942, 0.935, 0.921, 0.911, 0.911, 0.908, 0.886, 0.885, 0.881, 0.875, 0.867, 0.855, 0.840,
+        0.827, 0.817, 0.817, 0.774, 0.687, 0.498, 0.456,
+    ),
+    3: (
+        0.911, 0.910, 0.908, 0.896, 0.886, 0.886, 0.851, 0.850, 0.836, 0.829, 0.825, 0.823, 0.823, 0.823, 0.816, 0.811,
+        0.804, 0.750, 0.705, 0.658, 0.655, 0.497, 0.465,
+    ),
+}  # fmt: skip
 
 
-class ScoringError(ValueError):
-    """A file cannot be scored; the message is one sentence with the file and the row, and what to do."""
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % confidence interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def read_table(file: str | os.PathLike, *, truth: bool = False) -> pd.DataFrame:
-    """Read ``results.csv`` or ``ground_truth.csv``.
+@dataclass(frozen=True)
+class Comparison:
+    """First minus second, with its interval and two-sided p value."""
 
-    Args:
-        file: a CSV file with the header ``Id,task_1,task_2``.
-        truth: whether it holds the truth, 0 or 1, and not probabilities.
+    difference: Estimate
+    p: float
 
-    Returns:
-        float64 columns ``task_1`` and ``task_2`` in [0, 1], indexed by the Id's file name without folder and ending.
 
-    Raises:
-        ScoringError: missing, empty, no text, another header, an Id twice, or a value that is no number from 0 to 1
-            (for the truth: neither 0 nor 1).
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold does to one binary question.
+
+    Attributes:
+        threshold: predicted positive at or above it.
+        matrix: (2, 2) counts; rows are the truth (negative, positive), columns the prediction.
+        sensitivity: share of the positives that are found (recall).
+        specificity: share of the negatives that are left alone.
+        ppv, npv: share of the positive, negative predictions that are right.
+        balanced_accuracy: mean of sensitivity and specificity.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise ScoringError(
-            f"{file}: no such file; skin_lesion_classification.ipynb writes results.csv and ground_truth.csv when run."
-        )
-    try:
-        # As text, so that a bad value can be shown as it stands in the file; skip_blank_lines would shift row numbers.
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError:
-        raise ScoringError(f"{file}: the file is empty; it should start with the header {','.join(COLUMNS)}.") from None
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise ScoringError(f"{file}: not a CSV file ({error}); expected the header {','.join(COLUMNS)}.") from None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields in row 2 for row names
-        raise ScoringError(f"{file}, row 2: more fields than the header {','.join(COLUMNS)} has; remove the others.")
-    if tuple(table.columns) != COLUMNS:
-        found = ",".join(map(str, table.columns))[:60]
-        raise ScoringError(f"{file}, row 1: the header is '{found}'; it should be {','.join(COLUMNS)}.")
-    if table.empty:
-        raise ScoringError(f"{file}: no rows below the header; each picture needs one.")
 
-    stems = table["Id"].map(_stem)
-    _refuse(file, stems == "", table["Id"], "Id", "is empty; give the picture's file name")
-    _refuse(file, stems.duplicated(), table["Id"], "Id", "stands in the file twice; keep one row for each picture")
-    values = {}
-    for column in COLUMNS[1:]:
-        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-        wrong = ~numbers.isin((0.0, 1.0)) if truth else ~numbers.between(0, 1)  # NaN is not between
-        _refuse(
-            file, wrong, table[column], column, "should be 0 or 1" if truth else "should be a probability from 0 to 1"
-        )
-        values[column] = numbers.to_numpy()
-    return pd.DataFrame(values, index=pd.Index(stems, name="Id"))
+    threshold: float
+    matrix: np.ndarray
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+    balanced_accuracy: float
 
 
-def _stem(identifier: str) -> str:
-    return Path(identifier.strip().replace("\\", "/")).stem
+@dataclass(frozen=True)
+class Calibration:
+    """How far probabilities can be taken at their word.
 
-
-def _refuse(file: Path, wrong: pd.Series, values: pd.Series, column: str, what: str) -> None:
-    if wrong.any():
-        position = int(np.argmax(wrong.to_numpy()))
-        more = int(wrong.sum()) - 1
-        others = f" (and {more} more such rows)" if more else ""
-        # Row numbers as a spreadsheet shows them: the header is row 1.
-        raise ScoringError(f"{file}, row {position + 2}: {column} '{values.iloc[position][:60]}' {what}{others}.")
-
-
-def join(predictions: pd.DataFrame, truth: pd.DataFrame, file: str | os.PathLike = "results.csv") -> pd.DataFrame:
-    """Put each picture's truth beside its predictions, by Id and never by row order.
-
-    Args:
-        predictions, truth: as :func:`read_table` returns them.
-        file: the predictions' file name, for messages.
-
-    Returns:
-        Columns ``task_1``, ``task_2`` (predictions), ``true_1`` and ``true_2``, in the truth's order.
-
-    Raises:
-        ScoringError: an Id that only one of them has, or a truth with one class only.
+    Attributes:
+        brier: mean squared difference to the truth, 0 to 1 (Brier, 1950).
+        error: expected calibration error, 0 to 1: mean distance between predicted and observed share, over equal bins
+            of probability, weighted by their sizes (Naeini et al., 2015, https://doi.org/10.1609/aaai.v29i1.9602).
+        bins: a row for each bin with pictures in it: ``predicted`` mean, ``observed`` share with its interval ``low``
+            and ``high``, and ``count``.
     """
-    missing = truth.index.difference(predictions.index)
-    if len(missing):
-        raise ScoringError(
-            f"{file}: no prediction for '{missing[0]}' and {len(missing) - 1} more of the {len(truth)} pictures in the "
-            "ground truth; add a row for each."
-        )
-    unknown = predictions.index.difference(truth.index)
-    if len(unknown):
-        row = predictions.index.get_loc(unknown[0]) + 2
-        raise ScoringError(
-            f"{file}, row {row}: '{unknown[0]}' is not in the ground truth ({len(unknown)} such rows); "
-            "score with the ground truth of the same pictures."
-        )
-    joined = truth.rename(columns=lambda name: name.replace("task", "true")).join(predictions)
-    for number, name in enumerate(TASKS.values(), start=1):
-        if joined[f"true_{number}"].nunique() < 2:
-            raise ScoringError(
-                f"The ground truth holds only one class for category {number} ({name.lower()}); an area under the ROC "
-                "curve needs both."
-            )
-    return joined[["task_1", "task_2", "true_1", "true_2"]]
+
+    brier: float
+    error: float
+    bins: pd.DataFrame
 
 
 def score(joined: pd.DataFrame) -> tuple[float, float, float]:
-    """Return the areas under the ROC curve of categories 1, 2 and 3, each in [0, 1].
+    """Return the scores of categories 1, 2 and 3, each in [0, 1].
 
     Args:
-        joined: as :func:`join` returns it.
+        joined: as ``derma.tables.join`` returns it.
     """
     first = float(roc_auc_score(joined["true_1"], joined["task_1"]))
     second = float(roc_auc_score(joined["true_2"], joined["task_2"]))
@@ -140,46 +115,287 @@ def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.mean([roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2)]))
 
 
-def tables_from_probabilities(
-    ids: list[str], targets: np.ndarray, probabilities: np.ndarray
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the contents of ``results.csv`` and ``ground_truth.csv``.
+def rank_in_challenge(category: int, area: float) -> int:
+    """Return the place that a score would have had among the 23 entries: 1 is best, 24 is behind them all."""
+    return 1 + sum(entry > round(area, 3) for entry in LEADERBOARD[category])
+
+
+# --- areas, by DeLong's method ---------------------------------------------------------------------------------------
+
+
+def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return DeLong's structural components of the AUC, in O(n log n).
 
     Args:
-        ids: the pictures' paths below the repository's root.
-        targets: (N,) class numbers.
-        probabilities: (N, 3) class probabilities.
+        truth: (N,) 0 or 1, both present.
+        scores: (N,) numbers, higher for positives.
+
+    Returns:
+        For each positive the share of negatives below it, and for each negative the share of positives above it, ties
+        counting half; in the order of ``scores``. The mean of either is the AUC. Source: DeLong, DeLong and
+        Clarke-Pearson, 1988, https://doi.org/10.2307/2531595.
     """
-    results = pd.DataFrame({"Id": ids, "task_1": probabilities[:, 0], "task_2": probabilities[:, 2]})
-    truth = pd.DataFrame({"Id": ids, "task_1": (targets == 0).astype(int), "task_2": (targets == 2).astype(int)})
-    return results, truth
+    truth, scores = np.asarray(truth).astype(bool), np.asarray(scores, dtype=float)
+    positives, negatives = scores[truth], scores[~truth]
+
+    def share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+        others = np.sort(others)
+        below, up_to = np.searchsorted(others, values, "left"), np.searchsorted(others, values, "right")
+        return (below + up_to) / (2 * len(others))
+
+    return share_below(positives, negatives), 1 - share_below(negatives, positives)
 
 
-def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Write ``results.csv`` or ``ground_truth.csv``, all or nothing, with six decimals."""
-    file = Path(file)
-    partial = file.with_name(file.name + ".part")
-    table.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n")
-    os.replace(partial, file)
+def _covariance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    """Covariance of two AUCs on the same pictures, from their structural components."""
+    # A single positive (or negative) leaves its part of the variance unknown: NaN, and so the interval.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(
+            sum(
+                ((a - a.mean()) * (b - b.mean())).sum() / np.float64(len(a) - 1) / len(a)
+                for a, b in zip(first, second, strict=True)
+            )
+        )
+
+
+def delong(truth: np.ndarray, scores: np.ndarray) -> Estimate:
+    """Return the AUC with DeLong's interval, cut to [0, 1]; a single positive or negative leaves all of [0, 1].
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        scores: (N,) numbers, higher for positives.
+    """
+    parts = placements(truth, scores)
+    area, half = float(parts[0].mean()), Z * math.sqrt(_covariance(parts, parts))
+    return Estimate(area, max(0.0, area - half), min(1.0, area + half))
+
+
+def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compare the AUCs of two predictions of the same pictures by DeLong's paired test.
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        first, second: (N,) numbers, higher for positives.
+    """
+    a, b = placements(truth, first), placements(truth, second)
+    difference = float(a[0].mean() - b[0].mean())
+    variance = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
+    # Rounding can leave a variance of minus nothing where the two rank alike.
+    deviation = math.sqrt(max(variance, 0.0))
+    if deviation < 1e-12:
+        p = 1.0 if abs(difference) < 1e-12 else 0.0
+    else:
+        p = math.erfc(abs(difference) / deviation / math.sqrt(2))
+    return Comparison(Estimate(difference, difference - Z * deviation, difference + Z * deviation), p)
+
+
+# --- areas, by resampling --------------------------------------------------------------------------------------------
+
+LARGE = 20_000  # beyond so many pictures, resample the cells of a CELLS x CELLS grid of ranks, and not pictures
+CELLS = 64
+
+
+def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
+    """Ranks 0, 1, ... of the distinct scores; neighbours share one where there are more than ``most`` of them."""
+    ranks = np.unique(scores, return_inverse=True)[1]
+    counts = np.bincount(ranks)
+    if most is None or len(counts) <= most:
+        return ranks
+    middle = (np.cumsum(counts) - counts / 2) / len(scores)
+    return np.unique((middle * most).astype(int)[ranks], return_inverse=True)[1]
+
+
+def _areas(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """AUC of every row of counts (resamples, distinct scores in rising order), ties counting half."""
+    below = negative.cumsum(axis=1) - negative / 2
+    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def bootstrap_areas(
+    joined: pd.DataFrame, columns: tuple[str, ...] = ("task_1", "task_2"), resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Resample the pictures within each of the three classes and return every resample's AUCs.
+
+    Beyond 20,000 pictures the scores are grouped into 64 x 64 cells of about equal counts, which moves an AUC by less
+    than a ten-thousandth and keeps time and memory bounded; each column of areas is shifted to the exact AUC's place.
+
+    Args:
+        joined: columns of predictions, and ``true_1`` and ``true_2``.
+        columns: predictions to measure; a name that ends in 1 is of category 1, and so on. All come from the same
+            resamples, so differences between columns are paired.
+        resamples: how many.
+        seed: of the resampling.
+
+    Returns:
+        (resamples, columns) areas in [0, 1].
+    """
+    rng = np.random.default_rng(seed)
+    coarse = len(joined) > LARGE
+    classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
+    ranks = np.stack([_dense_ranks(joined[column].to_numpy(), CELLS if coarse else None) for column in columns])
+    if coarse:
+        cells, counts = np.unique(np.vstack([classes, ranks]), axis=1, return_counts=True)
+        classes, ranks = cells[0], cells[1:]
+    else:
+        counts = np.ones(len(classes), dtype=int)
+
+    areas = np.empty((resamples, len(columns)))
+    step = max(1, 4_000_000 // len(counts))  # bounds the memory of a chunk
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = np.empty((rows, len(counts)))
+        for group in np.unique(classes):
+            members = np.flatnonzero(classes == group)
+            total = counts[members].sum()
+            drawn[:, members] = rng.multinomial(total, counts[members] / total, size=rows)
+        for number, column in enumerate(columns):
+            target = 1 if column.endswith("1") else 2
+            order = np.argsort(ranks[number], kind="stable")
+            firsts = np.flatnonzero(np.diff(ranks[number][order], prepend=-1))
+            positive = np.where((classes == target)[order], drawn[:, order], 0)
+            tallies = [np.add.reduceat(part, firsts, axis=1) for part in (positive, drawn[:, order] - positive)]
+            areas[start : start + rows, number] = _areas(*tallies)
+    if coarse:
+        for number, column in enumerate(columns):
+            kind = column[-1]
+            grouped = roc_auc_score(classes == int(kind), ranks[number], sample_weight=counts)
+            areas[:, number] += roc_auc_score(joined[f"true_{kind}"], joined[column]) - grouped
+    return areas
+
+
+def percentile_interval(value: float, resampled: np.ndarray) -> Estimate:
+    """Return a number with the interval that holds the middle 95 % of its resamples (Efron, 1979)."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Estimate(value, float(low), float(high))
+
+
+def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
+    """Return a difference with its interval and the two-sided p value from paired resamples of it."""
+    share = min((resampled <= 0).mean(), (resampled >= 0).mean())
+    # Never 0: with B resamples nothing below 2 / (B + 1) can be told apart from it.
+    p = min(1.0, 2 * (share * len(resampled) + 1) / (len(resampled) + 1))
+    return Comparison(percentile_interval(difference, resampled), float(p))
+
+
+def roc_band(
+    truth: np.ndarray, scores: np.ndarray, resamples: int = 500, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a pointwise 95 % band of the ROC curve: false positive rates, and the sensitivity's low and high at each.
+
+    Positives and negatives are resampled apart; beyond 2,000 distinct scores neighbours are grouped.
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        scores: (N,) numbers, higher for positives.
+        resamples, seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    truth, ranks = np.asarray(truth).astype(bool), _dense_ranks(np.asarray(scores, dtype=float), most=2000)
+    rates = []
+    for group in (~truth, truth):
+        counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]  # the highest score first
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples).cumsum(axis=1)
+        rates.append(np.hstack([np.zeros((resamples, 1)), drawn / counts.sum()]))
+    grid = np.linspace(0, 1, 201)
+    curves = [np.interp(grid, false, true) for false, true in zip(*rates, strict=True)]
+    low, high = np.quantile(curves, (0.025, 0.975), axis=0)
+    return grid, low, high
+
+
+# --- everything about one set of predictions -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """What a threshold does to one binary question. Rates are in [0, 1], or NaN where nothing was predicted so.
+class Report:
+    """All that is said of one set of predictions.
 
     Attributes:
-        threshold: predicted positive at or above it.
-        matrix: (2, 2) counts; rows are the truth (negative, positive), columns the prediction.
-        sensitivity: share of the positives that are found (recall).
-        specificity: share of the negatives that are left alone.
-        balanced_accuracy: mean of the two.
+        areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's.
+        bootstrapped: the same three by the bootstrap alone, as a cross-check.
+        ranks: their places among the 23 entries.
+        points: melanoma at the given threshold, and at the thresholds that reach the challenge's sensitivities.
+        average_precision: of melanoma and of seborrheic keratosis.
+        calibration: of melanoma and of seborrheic keratosis.
     """
 
-    threshold: float
-    matrix: np.ndarray
-    sensitivity: float
-    specificity: float
-    balanced_accuracy: float
+    areas: dict[int, Estimate]
+    bootstrapped: dict[int, Estimate]
+    ranks: dict[int, int]
+    points: list[OperatingPoint]
+    average_precision: dict[int, float]
+    calibration: dict[int, Calibration]
+
+
+def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
+    """Measure predictions.
+
+    Args:
+        joined: as ``derma.tables.join`` returns it.
+        threshold: of the first operating point.
+        resamples, seed: of the bootstrap.
+    """
+    resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
+    resampled = np.column_stack([resampled, resampled.mean(axis=1)])
+    scores = dict(enumerate(score(joined), start=1))
+    bootstrapped = {k: percentile_interval(scores[k], resampled[:, k - 1]) for k in scores}
+    areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)}
+    truth, melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
+    thresholds = [threshold, *(threshold_for_sensitivity(truth, melanoma, goal) for goal in CHALLENGE_SENSITIVITIES)]
+    return Report(
+        areas={**areas, 3: bootstrapped[3]},
+        bootstrapped=bootstrapped,
+        ranks={k: rank_in_challenge(k, area) for k, area in scores.items()},
+        points=[operating_point(truth, melanoma, each) for each in thresholds],
+        average_precision={k: float(average_precision_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2)},
+        calibration={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)},
+    )
+
+
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[int, Comparison]:
+    """Compare two predictions of the same pictures: categories 1 and 2 by DeLong's test, 3 by the bootstrap.
+
+    Args:
+        first, second: as ``derma.tables.join`` returns them, with the same truth.
+        resamples, seed: of the bootstrap.
+    """
+    both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
+    columns = ("task_1", "task_2", "other_task_1", "other_task_2")
+    resampled = bootstrap_areas(both, columns, resamples, seed)
+    differences = resampled[:, :2].mean(axis=1) - resampled[:, 2:].mean(axis=1)
+    return {
+        **{k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in (1, 2)},
+        3: bootstrap_test(score(first)[2] - score(second)[2], differences),
+    }
+
+
+def ensemble(tables: list[pd.DataFrame], by_rank: bool = False) -> pd.DataFrame:
+    """Average predictions of the same pictures.
+
+    Args:
+        tables: columns ``task_1`` and ``task_2`` in [0, 1], with the same Ids in any order.
+        by_rank: average ranks (scaled to (0, 1), ties sharing their mean rank) and not probabilities: for predictions
+            whose scales differ.
+    """
+    first = tables[0].index
+    aligned = [table.loc[first, ["task_1", "task_2"]] for table in tables]
+    if by_rank:
+        aligned = [(table.rank() - 0.5) / len(table) for table in aligned]
+    return sum(aligned) / len(aligned)
+
+
+# --- thresholds ------------------------------------------------------------------------------------------------------
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """Return a share with Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953)."""
+    if trials == 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    share, z2 = successes / trials, Z * Z / trials
+    centre = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: float) -> OperatingPoint:
@@ -190,11 +406,22 @@ def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: flo
         probabilities: (N,) in [0, 1].
         threshold: in [0, 1].
     """
-    truth = np.asarray(truth).astype(int)
-    matrix = confusion_matrix(truth, np.asarray(probabilities) >= threshold, labels=[0, 1])
-    sensitivity = matrix[1, 1] / matrix[1].sum()
-    specificity = matrix[0, 0] / matrix[0].sum()
-    return OperatingPoint(threshold, matrix, sensitivity, specificity, (sensitivity + specificity) / 2)
+    positive = np.asarray(truth).astype(bool)
+    called = np.asarray(probabilities) >= threshold
+    matrix = np.bincount(2 * positive + called, minlength=4).reshape(2, 2)
+    (tn, fp), (fn, tp) = matrix.tolist()
+    sensitivity, specificity = wilson(tp, tp + fn), wilson(tn, tn + fp)
+    return OperatingPoint(
+        threshold, matrix, sensitivity, specificity, wilson(tp, tp + fp), wilson(tn, tn + fn),
+        (sensitivity.value + specificity.value) / 2,
+    )  # fmt: skip
+
+
+def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal: float) -> float:
+    """Return the highest threshold that finds at least a share ``goal`` of the positives."""
+    positives = np.sort(np.asarray(probabilities)[np.asarray(truth).astype(bool)])[::-1]
+    needed = math.ceil(goal * len(positives) - 1e-9)  # 0.95 * 20 is a hair above 19 in binary
+    return float(positives[max(needed, 1) - 1])
 
 
 def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float:
@@ -206,3 +433,23 @@ def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(truth, probabilities)
     return float(min(thresholds[np.argmax(true_positive_rate - false_positive_rate)], 1.0))
+
+
+def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
+    """Compare predicted probabilities with observed shares.
+
+    Args:
+        truth: (N,) 0 or 1.
+        probabilities: (N,) in [0, 1].
+        bins: of equal width over [0, 1]; empty ones are left out.
+    """
+    truth, probabilities = np.asarray(truth, dtype=float), np.asarray(probabilities, dtype=float)
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    groups = pd.DataFrame({"truth": truth, "predicted": probabilities}).groupby(place)
+    table = groups.agg(predicted=("predicted", "mean"), hits=("truth", "sum"), count=("truth", "size"))
+    intervals = [wilson(int(hits), int(count)) for hits, count in zip(table["hits"], table["count"], strict=True)]
+    for name, attribute in (("observed", "value"), ("low", "low"), ("high", "high")):
+        table[name] = [getattr(interval, attribute) for interval in intervals]
+    error = (table["count"] * (table["predicted"] - table["observed"]).abs()).sum() / len(truth)
+    table = table[["predicted", "observed", "low", "high", "count"]].reset_index(drop=True)
+    return Calibration(float(brier_score_loss(truth, probabilities)), float(error), table)

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -6,55 +7,163 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import get_results
+from derma.tables import read_table
+
+TRUTH = "Id,task_1,task_2\na.jpg,1,0\nb.jpg,0,1\nc.jpg,0,0\nd.jpg,1,0\ne.jpg,0,1\n"
+RESULTS = "Id,task_1,task_2\nd.jpg,0.4,0.5\nc.jpg,0.1,0.2\nb.jpg,0.4,0.45\na.jpg,0.9,0.1\ne.jpg,0.2,0.45\n"
+FIGURES = ("roc.png", "reliability.png", "melanoma_confusion.png")
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Two good files in the current folder: melanoma's AUC is 3.5 / 4, keratosis' 2 / 3, as counted by hand."""
+    """Two good files in the current folder: melanoma's AUC is 5.5 / 6, keratosis' 4 / 6, as counted by hand."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ground_truth.csv").write_text("Id,task_1,task_2\na.jpg,1,0\nb.jpg,0,1\nc.jpg,0,0\nd.jpg,1,0\n")
-    (tmp_path / "results.csv").write_text(
-        "Id,task_1,task_2\nd.jpg,0.4,0.5\nc.jpg,0.1,0.2\nb.jpg,0.4,0.45\na.jpg,0.9,0.1\n"
-    )
+    (tmp_path / "ground_truth.csv").write_text(TRUTH)
+    (tmp_path / "results.csv").write_text(RESULTS)
     return tmp_path
 
 
-def test_scores_and_figures(files, capsys):
+def test_the_old_call(files, capsys):
     assert get_results.main(["results.csv", "0.4"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["Category 1 Score: 0.875", "Category 2 Score: 0.667", "Category 3 Score: 0.771"]
-    assert "threshold 0.4: sensitivity 1.000, specificity 0.500, balanced accuracy 0.750 (4 pictures)" in lines[3]
-    for name in ("roc.png", "melanoma_confusion.png"):
+    out = capsys.readouterr().out
+    assert out.splitlines()[:3] == ["Category 1 Score: 0.917", "Category 2 Score: 0.667", "Category 3 Score: 0.792"]
+    assert "\n0.4          1.000 [0.342, 1.000]  0.667 [0.208, 0.939]" in out  # sensitivity 2/2, specificity 2/3
+    for name in FIGURES:
         assert np.asarray(Image.open(files / "images" / "scores" / name).convert("L")).std() > 10  # something is drawn
 
 
 def test_default_threshold_and_other_files(files, capsys):
     (files / "ground_truth.csv").rename(files / "truth.csv")
     assert get_results.main(["results.csv", "--truth", "truth.csv", "--figures", "elsewhere"]) == 0
-    assert "threshold 0.5: sensitivity 0.500, specificity 1.000" in capsys.readouterr().out
+    assert "\n0.5          0.500 [0.095, 0.905]  1.000 [0.439, 1.000]" in capsys.readouterr().out
     assert (files / "elsewhere" / "roc.png").is_file()
-    assert not (files / "images").exists()
+    assert get_results.main(["results.csv", "--truth", "truth.csv", "--figures", "none"]) == 0
+    assert not (files / "images").exists() and not (files / "none").exists()
+
+
+def test_json_says_the_same(files, capsys):
+    assert get_results.main(["results.csv", "--json", "--figures", "none", "--compare", "results.csv"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["areas"]["1"]["value"] == pytest.approx(5.5 / 6)
+    assert result["points"][0]["matrix"] == [[3, 0], [1, 1]]
+    assert result["comparison"]["3"]["p"] == 1
+    assert result["ranks"] == {"1": 1, "2": 22, "3": 18}
+    assert result["warnings"] == []
+
+
+def test_compare(files, capsys):
+    (files / "other.csv").write_text(RESULTS.replace("a.jpg,0.9", "a.jpg,0.3"))
+    assert get_results.main(["results.csv", "--compare", "other.csv", "--figures", "none"]) == 0
+    out = capsys.readouterr().out
+    # a.jpg falls below b.jpg: one pair of the six is lost.
+    assert "1 melanoma               +0.167 [" in out
+    assert "2 seborrheic keratosis   +0.000 [+0.000, +0.000]     1 (DeLong)" in out
+
+
+def test_ensemble(files, capsys):
+    (files / "other.csv").write_text(
+        "image_id,melanoma,seborrheic_keratosis\na,0.1,0\nb,0.2,0.4\nc,0.3,0.2\nd,0.6,0.1\ne,0.25,0\n"
+    )
+    arguments = ["--ensemble", "results.csv", "other.csv", "--out", "mean.csv", "--figures", "none"]
+    assert get_results.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "mean of probabilities  1.000" in out and "results.csv            0.917" in out and "mean of ranks" in out
+    mean = read_table(files / "mean.csv").values
+    assert mean.loc["a"].tolist() == [0.5, 0.05] and mean.loc["d"].tolist() == [0.5, 0.3]
+    assert get_results.main([*arguments, "--by-rank"]) == 0
+    ranks = read_table(files / "mean.csv").values
+    assert ranks.loc["d", "task_1"] == pytest.approx((3 + 4.5) / 10, abs=1e-6)  # shares ranks 3 and 4 of 5; then is 5th
+    assert get_results.main(["mean.csv", "--figures", "none"]) == 0
+
+
+def test_the_challenges_own_files(files, capsys):
+    (files / "truth.csv").write_text(
+        "image_id,melanoma,seborrheic_keratosis\na,1.0,0.0\nb,0.0,1.0\nc,0.0,0.0\nd,1.0,0.0\ne,0.0,1.0\n"
+    )
+    (files / "entry.csv").write_text("a,0.9,0.1\nb,0.4,0.45\nc,0.1,0.2\nd,0.4,0.5\ne,0.2,0.45\n")
+    assert get_results.main(["entry.csv", "--truth", "truth.csv", "--figures", "none"]) == 0
+    assert capsys.readouterr().out.startswith("Category 1 Score: 0.917\nCategory 2 Score: 0.667\n")
+
+
+def test_warnings_are_loud_and_scoring_goes_on(files, capsys):
+    (files / "results.csv").write_text("a,1,10\nb,0,45\nc,0,20\nd,1,50\ne,0,60\n")
+    assert get_results.main(["results.csv", "--figures", "none"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("WARNING: results.csv") == 2
+    assert "percent" in captured.err and "hard labels" in captured.err
+    assert captured.out.startswith("Category 1 Score: 1.000\n")
 
 
 def test_a_bad_file_is_one_sentence_and_exit_code_2(files, capsys):
     with (files / "results.csv").open("a") as file:
-        file.write("e.jpg,maybe,0.1\n")
-    assert get_results.main(["results.csv"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "results.csv, row 6: task_1 'maybe' should be a probability from 0 to 1.\n"
+        file.write("f.jpg,maybe,0.1\n")
+    for arguments in (["results.csv"], ["--ensemble", "results.csv"], ["ground_truth.csv", "--compare", "results.csv"]):
+        assert get_results.main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.endswith(
+            "results.csv, row 7: task_1 'maybe' is not a finite number; give one from 0 to 1.\n"
+        )
+        assert captured.err.count("\n") == 1
     assert not (files / "images").exists()
 
 
-@pytest.mark.parametrize("threshold", ["1.5", "-0.1", "half", "nan"])
-def test_bad_threshold(files, threshold, capsys):
+def test_figures_cannot_be_written(files, capsys):
+    (files / "taken").write_text("")
+    assert get_results.main(["results.csv", "--figures", "taken"]) == 2
+    captured = capsys.readouterr()
+    assert (
+        captured.out.startswith("Category 1 Score: 0.917") and captured.err.count("\n") == 1 and "taken" in captured.err
+    )
+    assert get_results.main(["--ensemble", "results.csv", "--out", "nowhere/mean.csv", "--figures", "none"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "nowhere" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["results.csv", "1.5"], ["results.csv", "half"], ["results.csv", "nan"], [], ["results.csv", "--out", "x.csv"],
+        ["results.csv", "--by-rank"], ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--resamples", "0"],
+    ],
+)  # fmt: skip
+def test_bad_arguments(files, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        get_results.main(["results.csv", threshold])
+        get_results.main(arguments)
     assert caught.value.code == 2
-    assert "number from 0 to 1" in capsys.readouterr().err or threshold == "-0.1"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a.jpg", "b", "c", "d", "e", ""]),
+        st.sampled_from(["0", "1", "0.5", "60", "-1", "nan", "x", ""]) | st.floats(0, 1).map(str),
+        st.sampled_from(["0", "1", "0.25", "1e-300", "1e300"]) | st.floats(0, 1).map(str),
+    ).map(",".join),
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(header=st.sampled_from(["Id,task_1,task_2", "image_id,melanoma,seborrheic_keratosis", "", "x,y,z"]), rows=ROWS)
+def test_any_file_ends_in_0_or_in_2_with_one_sentence(tmp_path_factory, header, rows):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "truth.csv").write_text(TRUTH)
+    (folder / "any.csv").write_text("\n".join([header, *rows]))
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(sys, "stderr", type("Stderr", (), {"write": said.append, "flush": lambda self: None})())
+        options = ["--truth", str(folder / "truth.csv"), "--figures", "none", "--resamples", "20"]
+        code = get_results.main([str(folder / "any.csv"), *options])
+    if code == 2:
+        assert "".join(said).count("\n") == 1
+    else:
+        assert code == 0 and all("WARNING" in line for line in "".join(said).splitlines())
 
 
 def test_torch_is_not_imported(files):
@@ -68,5 +177,5 @@ def test_the_published_results_can_be_scored(tmp_path, capsys):
     truth = str(tmp_path / "ground_truth.csv")
     assert get_results.main([str(tmp_path / "results.csv"), "--truth", truth, "--figures", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "(600 pictures)" in out
+    assert "\n600 pictures: 117 melanomas, 90 seborrheic keratoses, 393 nevi." in out
     assert float(out.splitlines()[2].split()[-1]) >= 0.83

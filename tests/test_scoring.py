@@ -1,129 +1,257 @@
+import math
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from MLstatkit import Delong_test
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
 
+from derma import scoring
 from derma.scoring import (
-    ScoringError,
-    join,
+    bootstrap_areas,
+    bootstrap_test,
+    calibration,
+    compare,
+    delong,
+    delong_test,
+    ensemble,
     mean_auc,
     operating_point,
-    read_table,
+    placements,
+    rank_in_challenge,
+    report,
+    roc_band,
     score,
-    tables_from_probabilities,
     threshold_for_balance,
-    write_table,
+    threshold_for_sensitivity,
+    wilson,
 )
 
 
-def write(file, *rows, header="Id,task_1,task_2"):
-    file.write_text("\n".join([header, *rows]) + "\n")
-    return file
+def pictures(count: int, seed: int, decimals: int = 8) -> pd.DataFrame:
+    """Predictions that know something, with many ties at one decimal and none at eight."""
+    rng = np.random.default_rng(seed)
+    classes = rng.permutation(np.arange(count) % 5)  # a fifth melanoma, a fifth keratosis
+    truth = {"true_1": (classes == 0) * 1.0, "true_2": (classes == 1) * 1.0}
+    signal = {f"task_{k}": rng.beta(2 + 2 * truth[f"true_{k}"], 4).round(decimals) for k in (1, 2)}
+    return pd.DataFrame({**signal, **truth})
 
 
-def auc_by_counting(truth, scores):
-    """The area's meaning: how often a positive outranks a negative, ties half (Mann and Whitney, 1947)."""
+def direct(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DeLong's components as he wrote them: every positive against every negative, O(n m)."""
     positives, negatives = scores[truth == 1], scores[truth == 0]
-    wins = (positives[:, None] > negatives).sum() + 0.5 * (positives[:, None] == negatives).sum()
-    return wins / (len(positives) * len(negatives))
+    kernel = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    return kernel.mean(axis=1), kernel.mean(axis=0)
 
 
-def test_known_areas_with_ties_and_in_another_order(tmp_path):
-    truth = write(tmp_path / "t.csv", "a/b/p1.jpg,1,0", "a/b/p2.jpg,0,1", "a/b/p3.jpg,0,0", "a/b/p4.jpg,1,0")
-    # Melanoma: p1 0.9 and p4 0.4 against p2 0.4 and p3 0.1: 3.5 of 4 pairs. Keratosis: p2 0.3 beats one of three.
-    predictions = write(tmp_path / "r.csv", "p4.png,0.4,0.5", "x/p2,0.4,0.3", "p3.jpg,0.1,0.2", "data\\p1.jpg,0.9,0.6")
-    joined = join(read_table(predictions), read_table(truth, truth=True))
-    assert joined.index.tolist() == ["p1", "p2", "p3", "p4"]
-    assert score(joined) == pytest.approx((3.5 / 4, 1 / 3, (3.5 / 4 + 1 / 3) / 2), abs=1e-12)
+def direct_covariance(a, b):
+    return sum(np.cov(x, y, ddof=1)[0, 1] / len(x) for x, y in zip(a, b, strict=True))
 
 
-def test_areas_agree_with_counting_pairs_on_random_data():
+# --- against independent implementations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_areas_and_delong_agree_with_others(decimals, seed):
+    first, second = pictures(157, seed, decimals), pictures(157, seed + 100, decimals)
+    for k in (1, 2):
+        truth = first[f"true_{k}"].to_numpy()
+        a, b = first[f"task_{k}"].to_numpy(), (first[f"task_{k}"] + second[f"task_{k}"]).to_numpy().round(decimals)
+        parts = direct(truth, a), direct(truth, b)
+        for ours, theirs in zip((*placements(truth, a), *placements(truth, b)), (*parts[0], *parts[1]), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-12)
+        assert delong(truth, a).value == pytest.approx(roc_auc_score(truth, a), abs=1e-12)
+
+        half = scoring.Z * math.sqrt(direct_covariance(parts[0], parts[0]))
+        assert delong(truth, a).high == pytest.approx(min(1, delong(truth, a).value + half), abs=1e-12)
+        variance = sum(direct_covariance(x, y) for x, y in zip(parts, parts, strict=True))
+        variance -= 2 * direct_covariance(*parts)
+        result = delong_test(truth, a, b)
+        assert result.difference.high - result.difference.value == pytest.approx(
+            scoring.Z * math.sqrt(variance), abs=1e-9
+        )
+
+        z, p, interval, _, area_a, area_b, *_ = Delong_test(truth, a, b)
+        assert result.difference.value == pytest.approx(area_a - area_b, abs=1e-12)
+        assert result.p == pytest.approx(p, abs=1e-9)
+        assert math.copysign(1, z) == math.copysign(1, area_b - area_a)
+        assert (delong(truth, a).low, delong(truth, a).high) == pytest.approx(interval, abs=1e-9)
+
+
+def test_score_is_scikit_learns_exactly():
+    for decimals in (1, 8):
+        joined = pictures(301, 3, decimals)
+        areas = [roc_auc_score(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)]
+        assert score(joined) == (*areas, sum(areas) / 2)
+        targets = np.select([joined["true_1"] == 1, joined["true_2"] == 1], [0, 2], 1)
+        probabilities = np.stack([joined["task_1"], np.zeros(301), joined["task_2"]], axis=1)
+        assert mean_auc(targets, probabilities) == sum(areas) / 2
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_bootstrap_agrees_with_drawing_pictures_one_by_one(decimals):
+    joined = pictures(120, 11, decimals)
     rng = np.random.default_rng(0)
-    for decimals in (1, 8):  # with many ties and with none
-        probabilities = rng.dirichlet((1, 2, 1), 200).round(decimals)
-        targets = rng.integers(0, 3, 200)
-        results, truth = tables_from_probabilities([f"p{i}" for i in range(200)], targets, probabilities)
-        first, second, mean = score(join(results.set_index("Id"), truth.set_index("Id").sample(frac=1, random_state=0)))
-        assert first == pytest.approx(auc_by_counting(targets == 0, probabilities[:, 0]), abs=1e-12)
-        assert second == pytest.approx(auc_by_counting(targets == 2, probabilities[:, 2]), abs=1e-12)
-        assert mean == pytest.approx(mean_auc(targets, probabilities), abs=1e-12)
+    classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy()
+    groups = [np.flatnonzero(classes == k) for k in (0, 1, 2)]
+    naive = []
+    for _ in range(1500):
+        drawn = joined.iloc[np.concatenate([rng.choice(group, len(group)) for group in groups])]
+        naive.append(score(drawn)[:2])
+    naive, ours = np.array(naive), bootstrap_areas(joined, resamples=4000, seed=1)
+    # Two bootstraps differ by chance alone: a quantile of 1,500 resamples has a standard error of about 0.07 sd.
+    for quantile in (0.025, 0.5, 0.975):
+        ours_at, naive_at = (np.quantile(areas.mean(axis=1), quantile) for areas in (ours, naive))
+        assert abs(ours_at - naive_at) < 0.3 * naive.mean(axis=1).std()
+    assert np.cov(ours.T) == pytest.approx(np.cov(naive.T), rel=0.25, abs=2e-5)
 
 
-def test_tables_round_trip(tmp_path):
-    ids = ["data/x/test/melanoma/a.jpg", "data/x/test/nevus/b.jpg", "data/x/test/seborrheic_keratosis/c.jpg"]
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
-    for table, name in zip(
-        tables_from_probabilities(ids, np.arange(3), probabilities), ("r.csv", "t.csv"), strict=True
-    ):
-        write_table(table, tmp_path / name)
-    assert (tmp_path / "r.csv").read_text().splitlines()[:2] == ["Id,task_1,task_2", f"{ids[0]},0.700000,0.100000"]
-    assert (tmp_path / "t.csv").read_text().splitlines()[3] == f"{ids[2]},0,1"
-    joined = join(read_table(tmp_path / "r.csv"), read_table(tmp_path / "t.csv", truth=True))
-    assert score(joined) == (1.0, 1.0, 1.0)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.csv", "t.csv"]
+def test_bootstrap_agrees_with_delong_on_one_category():
+    joined = pictures(600, 5)
+    resampled = bootstrap_areas(joined)
+    for k in (1, 2):
+        half = (delong(joined[f"true_{k}"], joined[f"task_{k}"]).high - score(joined)[k - 1]) / scoring.Z
+        assert resampled[:, k - 1].std() == pytest.approx(half, rel=0.08)
 
 
-def refuses(call, *words):
-    with pytest.raises(ScoringError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+def test_grouping_large_tables_changes_next_to_nothing(monkeypatch):
+    joined = pictures(15_000, 2)
+    exact = bootstrap_areas(joined, resamples=400)
+    monkeypatch.setattr(scoring, "LARGE", 10_000)
+    grouped = bootstrap_areas(joined, resamples=400)
+    assert grouped.mean(axis=0) == pytest.approx(exact.mean(axis=0), abs=5e-4)
+    assert grouped.std(axis=0) == pytest.approx(exact.std(axis=0), rel=0.15)
 
 
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (["p1,0.5,0.5", "p2,abc,0.1"], ("row 3", "task_1", "'abc'", "probability from 0 to 1")),
-        (["p1,0.5,1.5"], ("row 2", "task_2", "'1.5'")),
-        (["p1,-0.1,0.5"], ("row 2", "'-0.1'")),
-        (["p1,nan,0.5"], ("row 2", "'nan'")),
-        (["p1,,0.5"], ("row 2", "''")),
-        (["p1,inf,0.5"], ("row 2", "'inf'")),
-        (["p1,0.1,0.5", "p2,0.1,0.5", "x/p1.jpg,0.2,0.5"], ("row 4", "x/p1.jpg", "twice")),
-        ([",0.1,0.5"], ("row 2", "Id", "empty")),
-        (["p1,0.1,0.5", "", "p2,0.1,0.2"], ("row 3",)),
-        ([], ("no rows",)),
-    ],
+def test_intervals_cover_as_often_as_they_say():
+    """Of 400 samples, the 95 % interval should hold the true area about 380 times."""
+    rng = np.random.default_rng(8)
+    truth = np.repeat([1, 0], [60, 240])
+    true_area = 0.5 * (1 + math.erf(1 / 2))  # normal scores, means one apart: Phi(1 / sqrt(2))
+    held = 0
+    for _ in range(400):
+        estimate = delong(truth, rng.normal(truth, 1))
+        held += estimate.low <= true_area <= estimate.high
+    assert 364 <= held <= 396
+
+
+# --- what must hold for any data -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    truth=st.lists(st.booleans(), min_size=4, max_size=30).filter(lambda values: 1 < sum(values) < len(values) - 1),
+    data=st.data(),
 )
-def test_bad_rows(tmp_path, rows, words):
-    refuses(lambda: read_table(write(tmp_path / "r.csv", *rows)), "r.csv", *words)
+def test_properties_of_areas(truth, data):
+    scores = np.array(data.draw(st.lists(st.integers(0, 9), min_size=len(truth), max_size=len(truth)))) / 9
+    estimate, flipped = delong(truth, scores), delong(truth, 1 - scores)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert estimate.value == pytest.approx(1 - flipped.value)
+    assert estimate.value == pytest.approx(delong(truth, scores**3).value)  # only the order counts
+    same = delong_test(truth, scores, scores)
+    assert (same.difference.value, same.p) == (0, 1)
+    there, back = delong_test(truth, scores, flipped_scores := scores[::-1]), delong_test(truth, flipped_scores, scores)
+    assert there.difference.value == pytest.approx(-back.difference.value) and there.p == pytest.approx(back.p)
+    assert 0 <= there.p <= 1
 
 
-def test_bad_files(tmp_path):
-    refuses(lambda: read_table(tmp_path / "none.csv"), "none.csv", "no such file")
-    refuses(lambda: read_table(write(tmp_path / "h.csv", "p,1,0", header="Id,melanoma,sk")), "h.csv", "header")
-    (tmp_path / "empty.csv").write_text("")
-    refuses(lambda: read_table(tmp_path / "empty.csv"), "empty.csv", "empty")
-    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
-    refuses(lambda: read_table(tmp_path / "binary.csv"), "binary.csv", "not a CSV file")
-    refuses(lambda: read_table(write(tmp_path / "t.csv", "p1,0.5,0"), truth=True), "t.csv", "row 2", "0 or 1")
-    refuses(lambda: read_table(write(tmp_path / "w.csv", "p1,0.5,0,9,9")), "w.csv")
+def test_perfect_and_useless_predictions():
+    truth = np.array([1, 1, 0, 0, 0])
+    assert delong(truth, truth) == scoring.Estimate(1, 1, 1)
+    assert delong(truth, np.full(5, 0.3)).value == 0.5
+    assert delong_test(truth, truth, 1 - truth).p == 0
+    one_positive, scores = np.array([1, 0, 0]), np.array([0.4, 0.5, 0.3])
+    assert delong(one_positive, scores) == scoring.Estimate(0.5, 0, 1)  # its variance cannot be known
+    assert math.isnan(delong_test(one_positive, scores, -scores).p)
 
 
-def frame(**rows):
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["task_1", "task_2"], dtype=float).rename_axis("Id")
+def test_seeds():
+    joined = pictures(100, 0)
+    assert np.array_equal(bootstrap_areas(joined, seed=4), bootstrap_areas(joined, seed=4))
+    assert not np.array_equal(bootstrap_areas(joined, seed=4), bootstrap_areas(joined, seed=5))
 
 
-def test_ids_that_do_not_fit():
-    truth = frame(a=(1, 0), b=(0, 1), c=(0, 0))
-    refuses(lambda: join(frame(a=(0.1, 0.2), b=(0.1, 0.2)), truth, "mine.csv"), "mine.csv", "no prediction for 'c'")
-    extra = frame(a=(0.1, 0.2), b=(0.1, 0.2), c=(0.1, 0.2), d=(0.1, 0.2))
-    refuses(lambda: join(extra, truth, "mine.csv"), "mine.csv", "row 5", "'d'")
+# --- comparing and combining -----------------------------------------------------------------------------------------
 
 
-def test_truth_of_one_class():
-    truth = frame(a=(0, 0), b=(0, 1))
-    refuses(lambda: join(frame(a=(0.1, 0.2), b=(0.3, 0.4)), truth), "only one class", "category 1")
+def test_compare():
+    first = pictures(400, 1)
+    worse = first.assign(task_1=np.random.default_rng(0).random(400))
+    result = compare(first, worse.sample(frac=1, random_state=0))
+    assert result[1].difference.value == pytest.approx(score(first)[0] - score(worse)[0])
+    assert result[1].p < 1e-4 and result[1].difference.low > 0
+    assert result[2].p == 1 and result[2].difference.value == 0
+    assert result[3].difference.value == pytest.approx(score(first)[2] - score(worse)[2])
+    assert result[3].p < 0.01 and result[3].difference.low > 0
+    # Halving category 1's difference, the mean's interval is about half of category 1's.
+    widths = [result[k].difference.high - result[k].difference.low for k in (1, 3)]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
+    same = compare(first, first)
+    assert all(same[k].p == 1 and same[k].difference.value == 0 for k in (1, 2, 3))
+
+
+def test_bootstrap_p_is_never_zero():
+    assert bootstrap_test(0.1, np.full(999, 0.1)).p == pytest.approx(2 / 1000)
+    assert bootstrap_test(0.0, np.linspace(-1, 1, 1001)).p == 1
+
+
+def test_ensemble():
+    a = pd.DataFrame({"task_1": [0.0, 0.5, 1.0], "task_2": [0.1, 0.1, 0.4]}, index=["x", "y", "z"])
+    b = pd.DataFrame({"task_1": [0.2, 0.1, 0.9], "task_2": [0.3, 0.2, 0.1]}, index=["z", "y", "x"])
+    assert ensemble([a, b])["task_1"].tolist() == pytest.approx([0.45, 0.3, 0.6])
+    ranks = ensemble([a, b], by_rank=True)
+    assert ranks["task_1"].tolist() == pytest.approx([(0.5 + 2.5) / 6, (1.5 + 0.5) / 6, (2.5 + 1.5) / 6])
+    assert ranks["task_2"].tolist() == pytest.approx([(1 + 0.5) / 6, (1 + 1.5) / 6, (2.5 + 2.5) / 6])
+
+
+def test_rank_in_the_challenge():
+    assert [len(entries) for entries in scoring.LEADERBOARD.values()] == [23, 23, 23]
+    assert all(a >= b for entries in scoring.LEADERBOARD.values() for a, b in pairwise(entries))
+    assert rank_in_challenge(1, 0.9) == 1
+    assert rank_in_challenge(1, 0.874) == 1  # as good as the best
+    assert rank_in_challenge(1, 0.8736) == 1  # the board has three digits
+    assert rank_in_challenge(1, 0.8734) == 2
+    assert rank_in_challenge(3, 0.1) == 24
+
+
+# --- thresholds and calibration --------------------------------------------------------------------------------------
+
+
+def test_wilson_on_published_numbers():
+    """Newcombe, 1998 (Statistics in Medicine 17:857), table I, method 3."""
+    for successes, trials, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
+        assert (wilson(successes, trials).low, wilson(successes, trials).high) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(29, 29).high == 1 and wilson(29, 29).low == pytest.approx(0.8830, abs=5e-5)
+    assert math.isnan(wilson(0, 0).value)
 
 
 def test_operating_point():
     point = operating_point(np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.5, 0.3, 0.5, 0.2]), 0.5)
     assert point.matrix.tolist() == [[2, 1], [1, 1]]
-    assert (point.sensitivity, point.specificity) == (1 / 2, 2 / 3)
+    assert (point.sensitivity.value, point.specificity.value) == (1 / 2, 2 / 3)
+    assert (point.ppv.value, point.npv.value) == (1 / 2, 2 / 3)
     assert point.balanced_accuracy == pytest.approx(7 / 12)
+    nobody = operating_point(np.array([0, 1]), np.array([0.1, 0.2]), 0.9)
+    assert math.isnan(nobody.ppv.value) and nobody.npv.value == 0.5
 
 
-def test_threshold_is_the_best_of_all():
+def test_threshold_for_sensitivity_is_the_highest_that_reaches_it():
+    rng = np.random.default_rng(3)
+    truth, probabilities = rng.integers(0, 2, 200), rng.random(200).round(2)
+    for goal in (0.01, 0.82, 0.89, 0.95, 1.0):
+        threshold = threshold_for_sensitivity(truth, probabilities, goal)
+        assert operating_point(truth, probabilities, threshold).sensitivity.value >= goal
+        assert operating_point(truth, probabilities, threshold + 0.005).sensitivity.value < goal
+    assert threshold_for_sensitivity(np.ones(20), np.arange(20) / 20, 0.95) == 1 / 20  # 19 of 20 are just enough
+
+
+def test_threshold_for_balance_is_the_best_of_all():
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 2, 100)
     probabilities = np.clip(0.3 * truth + rng.normal(0.4, 0.2, 100), 0, 1)
@@ -131,3 +259,42 @@ def test_threshold_is_the_best_of_all():
     others = [operating_point(truth, probabilities, t).balanced_accuracy for t in np.linspace(0, 1, 1001)]
     assert best >= max(others) - 1e-12
     assert 0 <= threshold_for_balance(truth, np.full(100, 0.5)) <= 1
+
+
+def test_calibration():
+    rng = np.random.default_rng(2)
+    probabilities = rng.random(5000)
+    honest = calibration(rng.random(5000) < probabilities, probabilities)
+    assert honest.error < 0.03 and honest.brier == pytest.approx(1 / 6, abs=0.01)
+    assert honest.bins["count"].sum() == 5000
+    sure = calibration(np.array([1, 1, 0, 0]), np.array([1.0, 0.9, 0.9, 0.1]))
+    assert sure.brier == pytest.approx((0.01 + 0.81 + 0.01) / 4)
+    # Bins [0.9, 1]: mean 0.9333, two of three; [0.1, 0.2): 0.1, none.
+    assert sure.error == pytest.approx(3 / 4 * abs(2.8 / 3 - 2 / 3) + 1 / 4 * 0.1)
+    truth = rng.integers(0, 2, 5000)
+    observed, predicted = calibration_curve(truth, probabilities, n_bins=10)
+    bins = calibration(truth, probabilities).bins
+    assert bins["observed"].to_numpy() == pytest.approx(observed)
+    assert bins["predicted"].to_numpy() == pytest.approx(predicted)
+
+
+def test_roc_band_holds_the_curve():
+    joined = pictures(600, 9)
+    grid, low, high = roc_band(joined["true_1"], joined["task_1"])
+    assert np.all(low <= high) and low[0] == 0 and high[-1] == 1
+    assert np.all(np.diff(low) >= 0)
+    middle = ((low + high) / 2).mean()
+    assert middle == pytest.approx(score(joined)[0], abs=0.03)
+    assert grid[0] == 0 and grid[-1] == 1
+
+
+def test_report_holds_it_all():
+    joined = pictures(600, 4)
+    result = report(joined, threshold=0.4)
+    assert [area.value for area in result.areas.values()] == pytest.approx(score(joined))
+    assert result.points[0].threshold == 0.4
+    for point, goal in zip(result.points[1:], scoring.CHALLENGE_SENSITIVITIES, strict=True):
+        assert goal <= point.sensitivity.value < goal + 0.02
+    for k in (1, 2, 3):
+        assert result.bootstrapped[k].low < result.areas[k].value < result.bootstrapped[k].high
+    assert result.areas[3].high - result.areas[3].low < result.areas[1].high - result.areas[1].low
