@@ -12,7 +12,7 @@ NOTEBOOKS := skin_lesion_classification.ipynb
 EXECUTE := $(BIN)/jupyter nbconvert --log-level=WARN --KernelManager.transport=ipc --to notebook --execute --ExecutePreprocessor.timeout=-1 \
 	--ExecutePreprocessor.coalesce_streams=True
 
-.PHONY: run test notebooks lock clean
+.PHONY: run test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@mkdir -p $(OUT)
@@ -39,6 +39,13 @@ lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11.7 --generate-hashes --no-header --no-annotate \
 		--constraint .venv/tested.txt --output-file requirements.lock requirements-dev.txt
 
+# The tests again, with the lowest versions that requirements.txt allows.
+test-lowest: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -r requirements-dev.txt
+	.venv-lowest/bin/python -m pytest
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=python3.12 ...'."; exit 2; }
@@ -54,4 +61,4 @@ lock: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv data/sample models/sample images/sample images/scores
+	rm -rf .venv .venv-lowest data/sample models/sample images/sample images/scores

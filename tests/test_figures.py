@@ -5,6 +5,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from derma import figures
+from derma.scoring import calibration, report
 
 matplotlib.use("agg")
 
@@ -23,10 +24,26 @@ def test_roc(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (50, 2))
     joined = pd.DataFrame(np.hstack([rng.random((50, 2)), truth]), columns=["task_1", "task_2", "true_1", "true_2"])
-    figure = figures.roc(joined, tmp_path / "deep" / "roc.png")
-    assert labelled(figure.axes[0])
-    assert len(figure.axes[0].lines) == 3
+    points = report(joined, resamples=50).points
+    figure = figures.roc(joined, points, tmp_path / "deep" / "roc.png")
+    ax = figure.axes[0]
+    assert labelled(ax)
+    assert len(ax.collections) == 2  # the bands
+    marked = {
+        (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines if len(line.get_xdata()) == 1
+    }
+    assert marked == {(1 - point.specificity.value, point.sensitivity.value) for point in points}
     assert (tmp_path / "deep" / "roc.png").stat().st_size > 5000
+
+
+def test_reliability_shows_every_bin():
+    rng = np.random.default_rng(0)
+    both = {k: calibration(rng.integers(0, 2, 80), rng.random(80)) for k in (1, 2)}
+    figure = figures.reliability(both)
+    assert all(ax.get_title() and ax.get_ylabel() for ax in figure.axes)
+    assert figure.axes[1].get_xlabel()
+    shares = figure.axes[0].containers[0].lines[0].get_ydata()
+    assert shares.tolist() == both[1].bins["observed"].tolist()
 
 
 def test_confusion_matrix_is_labelled_the_right_way_round():

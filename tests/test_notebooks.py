@@ -15,7 +15,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from safetensors import safe_open
 
-from derma.scoring import join, read_table, score
+from derma.scoring import score
+from derma.tables import join, read_table
 
 CLASSIFICATION = "skin_lesion_classification.ipynb"
 QUICK = {
@@ -65,7 +66,7 @@ def test_fine_tuning_writes_everything_and_repeats(execute):
     assert kept["valid_mean_auc"] == pytest.approx(history["valid_mean_auc"].max())  # the best, not the last
     with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:
         assert json.loads(file.metadata()["about"])["epoch"] == metrics["best_epoch"]
-    for name in ("learning_curves", "confusion", "roc", "benign_malignant"):
+    for name in ("learning_curves", "confusion", "roc", "reliability", "benign_malignant"):
         assert (root / "images" / "tiny" / f"{name}.png").stat().st_size > 1000
 
     _, again = execute("second")
@@ -77,7 +78,7 @@ def test_fine_tuning_writes_everything_and_repeats(execute):
 def test_frozen_backbone_trains_a_head_on_features(execute):
     notebook, root = execute(frozen="true", head_layers=3, tta="true", epochs=3)
     assert "(frozen)" in printed(notebook)
-    assert len(read_table(root / "results.csv")) == 11
+    assert len(read_table(root / "results.csv").values) == 11
     with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:  # the head's three layers alone
         assert sum(key.endswith("weight") for key in list(file.keys())) == 3
 
@@ -86,7 +87,7 @@ def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
     (data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").write_bytes(b"not a picture")
     notebook, root = execute(data=data_folder, epochs=1, patience=1)
     assert "left out: 1 of the pictures" in printed(notebook) and "DRAWN_2100000.jpg" in printed(notebook)
-    assert len(read_table(root / "results.csv")) == 10
+    assert len(read_table(root / "results.csv").values) == 10
 
 
 @pytest.mark.parametrize(
