@@ -1,0 +1,94 @@
+"""Execute a notebook from top to bottom, showing on the terminal what it prints while it does.
+
+    python -m derma.execute NOTEBOOK OUTPUT
+
+``jupyter nbconvert --execute`` is silent until it is done, and keeps every state of a progress bar; this shows them on
+the way and keeps none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+
+class TalkingClient(NotebookClient):
+    """An nbclient that also writes what the cells print to this process's output."""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"]
+            if sys.stdout.isatty():
+                print(text, end="", flush=True)
+            else:  # a log: whole lines alone, no progress bars
+                kept = [line for line in text.splitlines(keepends=True) if line.endswith("\n") and "\r" not in line]
+                print("".join(kept), end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
+    """Execute a notebook in its own folder and write it, all or nothing.
+
+    Args:
+        notebook: the file to execute.
+        output: the file to write; may be the same.
+
+    Raises:
+        CellExecutionError: a cell failed; the notebook as far as it came is beside ``output``, as ``*.failed.ipynb``.
+    """
+    notebook, output = Path(notebook), Path(output)
+    content = nbformat.read(notebook, as_version=4)
+    with tempfile.TemporaryDirectory() as sockets:
+        # Sockets in a folder of our own and not TCP: nobody else can listen, and it spares a warning.
+        ipc = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
+        client = TalkingClient(
+            content,
+            timeout=None,
+            kernel_name="python3",
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(notebook.resolve().parent)}},
+            config=Config({"KernelManager": ipc if os.name == "posix" else {}}),
+        )
+        try:
+            client.execute()
+        except CellExecutionError:
+            nbformat.write(content, output.with_suffix(".failed.ipynb"))
+            raise
+    for cell in content.cells:
+        for item in cell.get("outputs", []):
+            if item.output_type == "stream":  # the blanks with which a finished progress bar wiped itself out
+                item.text = re.sub(r"[^\n]*\r\Z", "", item.text)
+        if cell.cell_type == "code":
+            cell.outputs = [item for item in cell.outputs if item.get("text") != ""]
+    partial = output.with_name(output.name + ".part")
+    nbformat.write(content, partial)
+    os.replace(partial, output)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python -m derma.execute``; returns the exit code, 2 if a cell failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m derma.execute", description="Execute a notebook and show its output."
+    )
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("output", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        execute(options.notebook, options.output)
+    except CellExecutionError as error:
+        print(f"{options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from derma.execute import main
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Return a function that writes a notebook of the given cells and returns its path."""
+
+    def write(*cells: str):
+        file = tmp_path / "story.ipynb"
+        nbformat.write(new_notebook(cells=[new_code_cell(source) for source in cells]), file)
+        return file
+
+    return write
+
+
+BAR = """
+import sys
+from pathlib import Path
+from tqdm import tqdm
+for number in tqdm(range(300), leave=False, mininterval=0, file=sys.stdout):
+    if number % 100 == 0:
+        tqdm.write(f"line {number}")
+Path("made_here").touch()
+"""
+
+
+def test_lines_are_shown_and_kept_and_progress_bars_are_not(notebook, tmp_path, capfd):
+    output = tmp_path / "out.ipynb"
+    assert main([str(notebook(BAR, "print('end')")), str(output)]) == 0
+    assert capfd.readouterr().out == "line 0\nline 100\nline 200\nend\n"
+    cells = nbformat.read(output, as_version=4).cells
+    assert [cell.execution_count for cell in cells] == [1, 2]
+    assert cells[0].outputs[0].text.split("\n") == ["line 0", "line 100", "line 200", ""]
+    assert (tmp_path / "made_here").exists()  # ran in the notebook's folder
+
+
+def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(notebook, tmp_path, capfd):
+    output = tmp_path / "out.ipynb"
+    output.write_text("old")
+    assert main([str(notebook("print('so far')", "raise ValueError('no data; add some.')")), str(output)]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.strip().endswith("story.ipynb: ValueError: no data; add some.")
+    assert output.read_text() == "old"
+    failed = nbformat.read(tmp_path / "out.failed.ipynb", as_version=4)
+    assert failed.cells[0].outputs[0].text == "so far\n"
+
+
+def test_in_place(notebook, tmp_path):
+    file = notebook("1 + 1")
+    assert main([str(file), str(file)]) == 0
+    assert nbformat.read(file, as_version=4).cells[0].outputs[0].data["text/plain"] == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["story.ipynb"]
