@@ -14,19 +14,23 @@ run: .venv/installed
 	@mkdir -p $(OUT)
 	@for notebook in $(NOTEBOOKS); do \
 		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
-		$(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
+		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
 	done
-	$(BIN)/python get_results.py results.csv
-	@echo "The executed notebooks are in $(OUT)/. 'git restore results.csv ground_truth.csv' brings the published results back."
+	$(BIN)/python get_results.py $(OUT)/results.csv --truth $(OUT)/ground_truth.csv
+	@echo "The executed notebooks and their results are in $(OUT)/."
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Executes the notebooks in place on the drawn sample: what is committed. It overwrites results.csv, as every run does.
+# Executes the notebooks in place on the drawn sample: what is committed. The published results.csv stays as it is.
 notebooks: .venv/installed
-	for notebook in $(NOTEBOOKS); do env -i PATH="$$PATH" HOME="$$HOME" $(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; done
+	mkdir -p models/sample
+	for notebook in $(NOTEBOOKS); do \
+		env -i PATH="$$PATH" HOME="$$HOME" DERMA_RESULTS=models/sample/results.csv \
+			$(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; \
+	done
 
 # Pins what is installed in .venv now, which is what the tests ran with.
 lock: .venv/installed-dev

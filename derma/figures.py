@@ -75,7 +75,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None) 
         below.plot(bins["predicted"], bins["count"], marker=marker, **style)
     ax.set(title="Reliability: how far to trust a probability", ylabel="Observed share", xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", fontsize="small")
-    below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Pictures", yscale="log")
+    below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Pictures")
     return _save(figure, file)
 
 
