@@ -5,18 +5,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DERMA_DATA ?= data/sample
-OUT := models/$(notdir $(DERMA_DATA))
+OUT := models/$(notdir $(DERMA_DATA:/=))
 NOTEBOOKS := skin_lesion_classification.ipynb
 
 .PHONY: run test test-lowest notebooks lock clean
 
 run: .venv/installed
-	@mkdir -p $(OUT)
 	@for notebook in $(NOTEBOOKS); do \
 		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
 		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
 	done
-	$(BIN)/python get_results.py $(OUT)/results.csv --truth $(OUT)/ground_truth.csv
+	$(BIN)/python get_results.py $(OUT)/results.csv
 	@echo "The executed notebooks and their results are in $(OUT)/."
 
 test: .venv/installed-dev
@@ -26,7 +25,6 @@ test: .venv/installed-dev
 
 # Executes the notebooks in place on the drawn sample: what is committed. The published results.csv stays as it is.
 notebooks: .venv/installed
-	mkdir -p models/sample
 	for notebook in $(NOTEBOOKS); do \
 		env -i PATH="$$PATH" HOME="$$HOME" DERMA_RESULTS=models/sample/results.csv \
 			$(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; \

@@ -4,57 +4,53 @@
     python get_results.py results.csv 0.4                        # melanoma at another threshold
     python get_results.py results.csv --compare other.csv        # is one better than the other, or is it luck?
     python get_results.py --ensemble a.csv b.csv --out mean.csv  # score the mean of several predictions, and keep it
+    python get_results.py 0.4 --ensemble a.csv b.csv             # the same, at another threshold
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
-The truth comes from ground_truth.csv unless --truth names another file; rows are joined on the Id's file name. Figures
-go to images/scores/.
+The truth is the ground_truth.csv beside the predictions, or else the one in this folder, unless --truth names another
+file; rows are joined on the Id's file name. Figures go to images/scores/.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from derma import scoring
-from derma.tables import TableError, join, read_table, write_table
+from derma.commands import Parser, whole_number
+from derma.tables import Table, TableError, join, read_table, write_table
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}
+FEW = 10  # pictures of a class
 
 
 def number_from_0_to_1(text: str) -> float:
+    """A type for ``add_argument``."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"the threshold should be a number from 0 to 1, not '{text}'")
+        raise argparse.ArgumentTypeError(f"'{text}' should be a number from 0 to 1")
     return number
 
 
-def positive_integer(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"should be a whole number above 0, not '{text}'")
-    return int(text)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    """Read and check the command line; what is wrong ends the program with exit code 2."""
+    parser = Parser(
         description="The scores of part 3 of the ISIC 2017 challenge, with 95 % confidence intervals.",
         epilog="Columns: Id,task_1,task_2 or, with or without a header, image_id,melanoma,seborrheic_keratosis.",
     )
-    parser.add_argument("results", type=Path, nargs="?", help="predictions, as probabilities")
-    parser.add_argument(
-        "threshold", type=number_from_0_to_1, nargs="?", default=0.5, help="melanoma at or above it (default: 0.5)"
-    )
-    parser.add_argument(
-        "--truth", type=Path, default=Path("ground_truth.csv"), metavar="FILE", help="default: %(default)s"
-    )
+    parser.add_argument("results", nargs="?", help="predictions, as probabilities")
+    parser.add_argument("threshold", nargs="?", help="melanoma at or above it, from 0 to 1 (default: 0.5)")
+    parser.add_argument("--truth", type=Path, metavar="FILE", help="default: ground_truth.csv beside the predictions")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="test the difference to these predictions")
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="FILE", help="score the mean of these predictions")
     parser.add_argument("--by-rank", action="store_true", help="with --ensemble: average ranks, not probabilities")
@@ -68,36 +64,77 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="default: %(default)s; 'none' for none",
     )
     parser.add_argument("--show", action="store_true", help="also open the figures in windows")
-    parser.add_argument("--resamples", type=positive_integer, default=scoring.RESAMPLES, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--resamples", type=whole_number(1, 100_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap (default: 0)")
     options = parser.parse_args(arguments)
+    if options.ensemble and options.threshold is None:
+        options.results, options.threshold = None, options.results
     if (options.results is None) == (options.ensemble is None):
         parser.error("name one file of predictions, or several after --ensemble")
     if (options.out or options.by_rank) and not options.ensemble:
         parser.error("--out and --by-rank go with --ensemble")
+    if options.show and str(options.figures) == "none":
+        parser.error("--show has nothing to show with --figures none")
+    try:
+        options.threshold = number_from_0_to_1(options.threshold or "0.5")
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"the threshold {error}")
+    options.predictions = options.ensemble or [Path(options.results)]
+    if options.truth is None:
+        beside = options.predictions[0].with_name("ground_truth.csv")
+        options.truth = beside if beside.exists() else Path("ground_truth.csv")
+    read = [*options.predictions, options.truth, *([options.compare] if options.compare else [])]
+    if options.out and options.out.resolve() in {file.resolve() for file in read}:
+        parser.error(f"--out {options.out} would overwrite a file that is read; name another")
     return options
 
 
-def load(options: argparse.Namespace) -> tuple[pd.DataFrame, list[str], dict[str, tuple[float, float, float]]]:
-    """Return the joined predictions, warnings, and the scores of an ensemble's parts and of its two kinds of mean."""
+@dataclass
+class Loaded:
+    """What was read: predictions joined with the truth, and what to say about them.
+
+    Attributes:
+        joined: the predictions to report on; see ``derma.tables.join``.
+        truth: as it was read.
+        identifiers: the Ids as they stand in the first file, by its index.
+        warnings: one sentence each.
+        parts: the scores of an ensemble's files and of their two kinds of mean; empty for a single file.
+    """
+
+    joined: pd.DataFrame
+    truth: Table
+    identifiers: pd.Series
+    warnings: list[str]
+    parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+
+def load(options: argparse.Namespace) -> Loaded:
+    """Read the predictions and the truth, and average an ensemble."""
     truth = read_table(options.truth, truth=True)
-    if options.results:
-        table = read_table(options.results)
-        return join(table, truth), list(table.warnings), {}
-    tables = [read_table(file) for file in options.ensemble]
+    tables = [read_table(file) for file in options.predictions]
     joined = [join(table, truth) for table in tables]
-    parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
-    means = {}
-    for name, by_rank in (("mean of probabilities", False), ("mean of ranks", True)):
-        means[name] = joined[0].assign(**scoring.ensemble(joined, by_rank))
-        parts[name] = scoring.score(means[name])
-    chosen = means["mean of ranks" if options.by_rank else "mean of probabilities"]
-    if options.out:
-        write_table(chosen[["task_1", "task_2"]].reset_index(), options.out)
-    return chosen, [warning for table in tables for warning in table.warnings], parts
+    identifiers = pd.Series(tables[0].identifiers, index=tables[0].values.index)
+    loaded = Loaded(joined[0], truth, identifiers, [warning for table in tables for warning in table.warnings])
+    for number, name in enumerate(("melanomas", "seborrheic keratoses"), start=1):
+        positives = int(joined[0][f"true_{number}"].sum())
+        if min(positives, len(joined[0]) - positives) < FEW:
+            loaded.warnings.append(
+                f"{options.truth}: {positives} {name} among {len(joined[0])} pictures: too few to trust an interval."
+            )
+    if options.ensemble:
+        loaded.parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
+        for name, by_rank in (("mean of probabilities", False), ("mean of ranks", True)):
+            mean = joined[0].assign(**scoring.ensemble(joined, by_rank))
+            loaded.parts[name] = scoring.score(mean)
+            if by_rank == options.by_rank:
+                loaded.joined = mean
+    return loaded
 
 
 def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
+    """Print the scores, the three lines of old first, and all that goes with them."""
     for category, area in report.areas.items():
         print(f"Category {category} Score: {area.value:.3f}")
     positives = {1: int(joined["true_1"].sum()), 2: int(joined["true_2"].sum())}
@@ -115,9 +152,13 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
     print(f"\n{'melanoma at':12} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
     for point in report.points:
         rates = " ".join(f"{rate!s:21}" for rate in (point.sensitivity, point.specificity, point.ppv, point.npv))
-        print(f"{point.threshold:<12.4g} {rates} {point.balanced_accuracy:.3f}")
+        print(f"{point.threshold:<12.6g} {rates} {point.balanced_accuracy:.3f}")
     goals = ", ".join(map(str, scoring.CHALLENGE_SENSITIVITIES))
-    print(f"The first threshold was given; the others reach the challenge's sensitivities ({goals}) on these pictures.")
+    print(
+        f"The first threshold was given. The others reach the challenge's sensitivities ({goals}) on these very\n"
+        "pictures; their intervals are the bootstrap's, with the threshold chosen anew in each resample.\n"
+        f"PPV and NPV hold where {positives[1] / len(joined):.1%} of the lesions are melanomas, as here."
+    )
     print(f"\n{'':24} {'average precision':18} {'Brier score':12} expected calibration error")
     for category, calibration in report.calibration.items():
         print(
@@ -127,6 +168,7 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
 
 
 def print_parts(parts: dict[str, tuple[float, float, float]]) -> None:
+    """Print the scores of an ensemble's files and of their means."""
     width = max(map(len, parts))
     print(f"\n{'ensemble':{width}}  category 1  category 2  category 3")
     for name, (first, second, mean) in parts.items():
@@ -134,6 +176,7 @@ def print_parts(parts: dict[str, tuple[float, float, float]]) -> None:
 
 
 def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> None:
+    """Print differences in AUC, their intervals and p values."""
     print(f"\n{'minus ' + str(other):24} {'difference in AUC':28} p (two-sided, paired)")
     for category, result in comparison.items():
         each = result.difference
@@ -157,7 +200,7 @@ def as_json(value: object) -> object:
 
 
 def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespace) -> list[str]:
-    """Draw the figures; returns their files."""
+    """Draw the figures, and open them in windows if asked; returns their files."""
     import matplotlib
 
     if not options.show:
@@ -167,10 +210,10 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
     from derma import figures
 
     files = {name: options.figures / f"{name}.png" for name in ("roc", "reliability", "melanoma_confusion")}
-    figures.roc(joined, report.points, files["roc"])
+    figures.roc(joined, report.points, files["roc"], options.resamples, options.seed)
     figures.reliability(report.calibration, files["reliability"])
     point = report.points[0]
-    title = f"Melanoma at threshold {point.threshold:g}"
+    title = f"Melanoma at threshold {point.threshold:.3g}"
     figures.confusion(point.matrix, ["other", "melanoma"], title, files["melanoma_confusion"])
     if options.show:
         plt.show()
@@ -178,31 +221,39 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
 
 
 def run(options: argparse.Namespace) -> None:
-    joined, warnings, parts = load(options)
-    comparison = None
+    """Do what the command line says."""
+    loaded = load(options)
+    joined, comparison = loaded.joined, {}
     if options.compare:
         other = read_table(options.compare)
-        warnings += other.warnings
-        second = join(other, read_table(options.truth, truth=True))
-        comparison = scoring.compare(joined, second, options.resamples, options.seed)
-    for warning in warnings:
+        loaded.warnings += other.warnings
+        comparison = scoring.compare(joined, join(other, loaded.truth), options.resamples, options.seed)
+    for warning in loaded.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
+    if options.out:
+        averaged = joined[["task_1", "task_2"]].assign(Id=loaded.identifiers)
+        write_table(averaged[["Id", "task_1", "task_2"]], options.out, decimals=9)
     report = scoring.report(joined, options.threshold, options.resamples, options.seed)
+    drawn = str(options.figures) != "none"
     if options.json:
-        everything = {**asdict(report), "parts": parts, "warnings": warnings}
-        if comparison:
-            everything["comparison"] = {category: asdict(result) for category, result in comparison.items()}
+        everything = {
+            "pictures": {"all": len(joined), "melanoma": sum(joined["true_1"]), "keratosis": sum(joined["true_2"])},
+            **asdict(report),
+            "methods": METHODS,
+            "parts": loaded.parts,
+            "comparison": {category: asdict(result) for category, result in comparison.items()},
+            "warnings": loaded.warnings,
+            "figures": draw(joined, report, options) if drawn else [],
+        }
         print(json.dumps(as_json(everything), indent=2))
-    else:
-        print_report(report, joined)
-        if parts:
-            print_parts(parts)
-        if comparison:
-            print_comparison(comparison, options.compare)
-    if str(options.figures) != "none":
-        files = draw(joined, report, options)
-        if not options.json:
-            print("\nFigures: " + ", ".join(files))
+        return
+    print_report(report, joined)
+    if loaded.parts:
+        print_parts(loaded.parts)
+    if comparison:
+        print_comparison(comparison, options.compare)
+    if drawn:
+        print("\nFigures: " + ", ".join(draw(joined, report, options)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -210,9 +261,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         run(options)
+        sys.stdout.flush()
     except TableError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; Python must not try to flush the rest on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"Nothing could be written there ({error}); name another place.", file=sys.stderr)
         return 2

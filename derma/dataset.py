@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +56,8 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
         with Image.open(path) as picture:
             if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
                 return TOO_LARGE
+            if picture.mode[0] in "IF":
+                return f"more than 8 bits for each pixel (mode {picture.mode}), which would be clipped"
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
         return "empty file" if Path(path).stat().st_size == 0 else "not a picture"
@@ -86,6 +89,11 @@ class LesionFolder(ImageFolder):
     def __init__(self, root: Path, transform: Callable | None = None, loader: Callable = load_image):
         super().__init__(root, transform=transform, loader=loader, allow_empty=True)
         for name, target in self.class_to_idx.items():
+            for entry in sorted((Path(root) / name).iterdir()):
+                if entry.is_dir() and entry.name[0] not in "._":
+                    raise DatasetError(
+                        f"{entry}: a folder inside a class folder; put its pictures straight into {name}."
+                    )
             if target not in self.targets:
                 raise DatasetError(
                     f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there."
@@ -110,10 +118,12 @@ class LesionFolder(ImageFolder):
 
     @property
     def ids(self) -> list[str]:
-        split = Path(self.root).resolve()
         # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
-        name = Path(self.root).absolute().parent.name
-        return [f"data/{name}/{split.name}/{Path(path).parent.name}/{Path(path).name}" for path, _ in self.samples]
+        split = Path(self.root).absolute()
+        return [
+            f"data/{split.parent.name}/{split.name}/{CLASSES[target]}/{Path(path).name}"
+            for path, target in self.samples
+        ]
 
 
 class LesionData:
@@ -159,6 +169,13 @@ class LesionData:
         counts = {}
         for split, folder in folders.items():
             folder.leave_out(self._left_out)
+            stems = pd.Series([Path(path).stem for path, _ in folder.samples])
+            if stems.duplicated().any():
+                # Predictions and truth are joined on this name.
+                name = stems[stems.duplicated()].iloc[0]
+                raise DatasetError(
+                    f"{self.root / split}: two pictures are named '{name}'; give each a name of its own."
+                )
             counts[split] = [folder.targets.count(target) for target in range(len(CLASSES))]
             for name, count in zip(CLASSES, counts[split], strict=True):
                 if count == 0:
@@ -173,9 +190,15 @@ class LesionData:
         self.counts["all"] = self.counts.sum(axis=1)
         self.counts.loc["all"] = self.counts.sum()
 
-    def split(self, split: str, transform: Callable | None = None, loader: Callable = load_image) -> LesionFolder:
-        """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures."""
-        folder = LesionFolder(self.root / split, transform, loader)
+    def split(self, split: str, transform: Callable | None = None, short_side: int | None = None) -> LesionFolder:
+        """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures.
+
+        Args:
+            split: its name.
+            transform: applied to the PIL picture.
+            short_side: how small a JPEG may be decoded, in pixels; see :func:`load_image`.
+        """
+        folder = LesionFolder(self.root / split, transform, partial(load_image, short_side=short_side))
         folder.leave_out(self._left_out)
         return folder
 
@@ -183,7 +206,10 @@ class LesionData:
 def make_loader(
     dataset: torch.utils.data.Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
 ) -> DataLoader:
-    """Return a DataLoader over ``dataset`` whose order and augmentation depend on ``seed`` alone.
+    """Return a DataLoader over ``dataset`` in an order that depends on ``seed`` alone.
+
+    Augmentation repeats too for the same number of workers: theirs is seeded from ``seed``, but without workers it
+    draws from torch's global generator, which ``derma.training.seed_everything`` seeds.
 
     Args:
         dataset: anything with a length and items that the default collation can stack.

@@ -8,7 +8,6 @@ the way and keeps none.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -20,18 +19,22 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
+from derma.commands import Parser
+
 
 class TalkingClient(NotebookClient):
     """An nbclient that also writes what the cells print to this process's output."""
 
+    unfinished = ""  # of a line, where only whole lines are shown
+
     def process_message(self, msg, cell, cell_index):
+        """Show a message of the kernel, then let nbclient keep it."""
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
-            if sys.stdout.isatty():
-                print(text, end="", flush=True)
-            else:  # a log: whole lines alone, no progress bars
-                kept = [line for line in text.splitlines(keepends=True) if line.endswith("\n") and "\r" not in line]
-                print("".join(kept), end="", flush=True)
+            if not sys.stdout.isatty():  # a log: no progress bars
+                *lines, self.unfinished = (self.unfinished + text).split("\n")
+                text = "".join(line.rsplit("\r", 1)[-1] + "\n" for line in lines)
+            print(text, end="", flush=True)
         return super().process_message(msg, cell, cell_index)
 
 
@@ -44,9 +47,11 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
 
     Raises:
         CellExecutionError: a cell failed; the notebook as far as it came is beside ``output``, as ``*.failed.ipynb``.
+        OSError, nbformat.reader.NotJSONError: ``notebook`` cannot be read, or ``output`` not be written.
     """
     notebook, output = Path(notebook), Path(output)
     content = nbformat.read(notebook, as_version=4)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as sockets:
         # Sockets in a folder of our own and not TCP: nobody else can listen, and it spares a warning.
         ipc = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
@@ -76,9 +81,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.execute``; returns the exit code, 2 if a cell failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m derma.execute", description="Execute a notebook and show its output."
-    )
+    parser = Parser(prog="python -m derma.execute", description="Execute a notebook and show its output.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)
@@ -86,6 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
         execute(options.notebook, options.output)
     except CellExecutionError as error:
         print(f"{options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}; name a notebook and a file to write.", file=sys.stderr)
+        return 2
+    except nbformat.reader.NotJSONError:
+        print(f"{options.notebook}: not a notebook; name an .ipynb file.", file=sys.stderr)
         return 2
     return 0
 

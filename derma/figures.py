@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from derma.scoring import Calibration, OperatingPoint, delong, roc_band
+from derma.scoring import RESAMPLES, Calibration, OperatingPoint, delong, roc_band
 from derma.tables import TASKS
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/); dashes do it in print.
@@ -27,18 +27,25 @@ def _save(figure: Figure, file: Path | None) -> Figure:
     return figure
 
 
-def roc(joined: pd.DataFrame, points: Sequence[OperatingPoint] = (), file: Path | None = None) -> Figure:
-    """Draw the ROC curves of both categories from probabilities, each with a 95 % band.
+def roc(
+    joined: pd.DataFrame,
+    points: Sequence[OperatingPoint] = (),
+    file: Path | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Figure:
+    """Draw the ROC curves of both categories from probabilities, each with a 95 % band; returns the figure.
 
     Args:
         joined: as ``derma.tables.join`` returns it.
         points: melanoma's operating points to mark, if any.
         file: where to save the figure, if anywhere.
+        resamples, seed: of the bootstrap that gives the bands.
     """
     figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
     for number, (name, style) in enumerate(zip(TASKS.values(), STYLES, strict=True), start=1):
         truth, probability = joined[f"true_{number}"], joined[f"task_{number}"]
-        grid, low, high = roc_band(truth, probability)
+        grid, low, high = roc_band(truth, probability, resamples, seed)
         ax.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
         false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
         ax.plot(false_positive_rate, true_positive_rate, label=f"{name}: AUC {delong(truth, probability)}", **style)
@@ -59,7 +66,8 @@ def roc(joined: pd.DataFrame, points: Sequence[OperatingPoint] = (), file: Path 
 
 
 def reliability(calibrations: dict[int, Calibration], file: Path | None = None) -> Figure:
-    """Draw observed against predicted shares, with 95 % intervals, above how often each probability was predicted.
+    """Draw observed against predicted shares, with 95 % intervals, above how often each probability
+    was predicted; returns the figure.
 
     Args:
         calibrations: by category, 1 and 2.
@@ -80,7 +88,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None) 
 
 
 def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | None = None) -> Figure:
-    """Draw a confusion matrix with counts, shaded by each true class's rates.
+    """Draw a confusion matrix with counts, shaded by each true class's rates; returns the figure.
 
     Args:
         matrix: (K, K) counts; rows are the truth, columns the prediction.
@@ -89,7 +97,7 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
         file: where to save the figure, if anywhere.
     """
     rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, ax = plt.subplots(figsize=(1.6 + 1.2 * len(labels), 1.2 + 1.05 * len(labels)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(2.2 + 1.2 * len(labels), 1.4 + 1.05 * len(labels)), layout="constrained")
     shading = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         dark = rates[row, column] > 0.5
@@ -106,7 +114,7 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
 
 
 def learning_curves(history: pd.DataFrame, best_epoch: int, file: Path | None = None) -> Figure:
-    """Draw losses and validation mean AUC by epoch.
+    """Draw losses and validation mean AUC by epoch; returns the figure.
 
     Args:
         history: one row for each epoch: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_mean_auc``.

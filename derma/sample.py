@@ -1,7 +1,7 @@
 """Draw dermoscopy-like pictures, so that everything in this repository runs without a download.
 
     python -m derma.sample                          # data/sample: 480 / 90 / 150 pictures of 256 x 192
-    python -m derma.sample data/large --size 4288x2848 --counts 8 2 2
+    python -m derma.sample data/large --size 4288x2848 --counts 8 3 3
 
 The drawings follow the ABCD rule (Nachbar et al., 1994, https://doi.org/10.1016/S0190-9622(94)70061-3) and
 the signs that dermoscopists agree on (Argenziano et al., 2003, https://doi.org/10.1067/mjd.2003.281): a
@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 from tqdm import tqdm
 
+from derma.commands import Parser, whole_number
 from derma.dataset import CLASSES, SPLITS
 
 # Pictures of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
@@ -366,24 +367,25 @@ def draw_sample(
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = (int(side) for side in text.lower().split("x"))
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        width = height = 0
     if min(width, height) < 32:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"'{text}' should be like 256x192, each side at least 32")
     return width, height
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.sample``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like pictures."
-    )
+    parser = Parser(prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like pictures.")
     parser.add_argument("folder", nargs="?", default="data/sample", type=Path, help="where to (default: %(default)s)")
     parser.add_argument(
         "--size", type=_size, default=SIZE, metavar="WxH", help="pixels, each at least 32 (default: 256x192)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="source of every random choice (default: 0)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
     parser.add_argument(
-        "--counts", type=int, nargs=3, metavar=("TRAIN", "VALID", "TEST"), default=None,
+        "--counts", type=whole_number(len(CLASSES)), nargs=3, metavar=("TRAIN", "VALID", "TEST"), default=None,
         help="pictures for each split, shared among the classes as in ISIC 2017 (default: 480 90 150)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
@@ -395,14 +397,19 @@ def main(arguments: list[str] | None = None) -> int:
     except FileExistsError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{options.folder}: cannot be made ({error.strerror}); name another folder.", file=sys.stderr)
+        return 2
     print(f"Drew {sum(map(sum, counts.values()))} pictures into {options.folder}.")
     return 0
 
 
 def _shared_out(total: int, proportions: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Split a total in the given proportions, none of them empty."""
-    first, _, third = (max(1, round(total * part / sum(proportions))) for part in proportions)
-    return first, max(1, total - first - third), third
+    """Split a total of at least three in the given proportions, none of them empty."""
+    first, third = (max(1, int(total * part / sum(proportions) + 0.5)) for part in proportions[::2])
+    if first + third >= total:
+        first = third = 1
+    return first, total - first - third, third
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ score should come in a second. All intervals are 95 % confidence intervals.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ def score(joined: pd.DataFrame) -> tuple[float, float, float]:
     """Return the scores of categories 1, 2 and 3, each in [0, 1].
 
     Args:
-        joined: as ``derma.tables.join`` returns it.
+        joined: as ``derma.tables.join`` returns it, which sees to it that both classes are there.
     """
     first = float(roc_auc_score(joined["true_1"], joined["task_1"]))
     second = float(roc_auc_score(joined["true_2"], joined["task_2"]))
@@ -111,6 +111,9 @@ def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
     Args:
         targets: (N,) class numbers, 0 melanoma, 1 nevus, 2 seborrheic keratosis.
         probabilities: (N, 3) class probabilities.
+
+    Returns:
+        A number in [0, 1], or NaN (with scikit-learn's warning) where melanoma or keratosis is missing.
     """
     return float(np.mean([roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2)]))
 
@@ -166,7 +169,7 @@ def delong(truth: np.ndarray, scores: np.ndarray) -> Estimate:
         scores: (N,) numbers, higher for positives.
     """
     parts = placements(truth, scores)
-    area, half = float(parts[0].mean()), Z * math.sqrt(_covariance(parts, parts))
+    area, half = float(roc_auc_score(truth, scores)), Z * math.sqrt(_covariance(parts, parts))
     return Estimate(area, max(0.0, area - half), min(1.0, area + half))
 
 
@@ -182,8 +185,8 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
     variance = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
     # Rounding can leave a variance of minus nothing where the two rank alike.
     deviation = math.sqrt(max(variance, 0.0))
-    if deviation < 1e-12:
-        p = 1.0 if abs(difference) < 1e-12 else 0.0
+    if deviation < 1e-12:  # nothing varies, so there is no test: both perfect, or one of them perfectly wrong
+        p = 1.0 if abs(difference) < 1e-12 else math.nan
     else:
         p = math.erfc(abs(difference) / deviation / math.sqrt(2))
     return Comparison(Estimate(difference, difference - Z * deviation, difference + Z * deviation), p)
@@ -191,8 +194,8 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
 
 # --- areas, by resampling --------------------------------------------------------------------------------------------
 
-LARGE = 20_000  # beyond so many pictures, resample the cells of a CELLS x CELLS grid of ranks, and not pictures
-CELLS = 64
+LARGE = 20_000  # beyond so many pictures, resample the cells of a grid of ranks, and not pictures
+MOST_CELLS = 4096  # of that grid, for each class
 
 
 def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
@@ -216,8 +219,8 @@ def bootstrap_areas(
 ) -> np.ndarray:
     """Resample the pictures within each of the three classes and return every resample's AUCs.
 
-    Beyond 20,000 pictures the scores are grouped into 64 x 64 cells of about equal counts, which moves an AUC by less
-    than a ten-thousandth and keeps time and memory bounded; each column of areas is shifted to the exact AUC's place.
+    Beyond 20,000 pictures the scores are grouped into cells of a grid of their ranks, which bounds time and memory.
+    That moves an AUC by some ten-thousandths, so each column is shifted by what it moved the whole table's AUC.
 
     Args:
         joined: columns of predictions, and ``true_1`` and ``true_2``.
@@ -232,13 +235,16 @@ def bootstrap_areas(
     rng = np.random.default_rng(seed)
     coarse = len(joined) > LARGE
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
-    ranks = np.stack([_dense_ranks(joined[column].to_numpy(), CELLS if coarse else None) for column in columns])
+    most = round(MOST_CELLS ** (1 / len(columns))) if coarse else None
+    ranks = np.stack([_dense_ranks(joined[column].to_numpy(), most) for column in columns])
     if coarse:
         cells, counts = np.unique(np.vstack([classes, ranks]), axis=1, return_counts=True)
         classes, ranks = cells[0], cells[1:]
     else:
         counts = np.ones(len(classes), dtype=int)
 
+    orders = [np.argsort(each, kind="stable") for each in ranks]
+    firsts = [np.flatnonzero(np.diff(each[order], prepend=-1)) for each, order in zip(ranks, orders, strict=True)]
     areas = np.empty((resamples, len(columns)))
     step = max(1, 4_000_000 // len(counts))  # bounds the memory of a chunk
     for start in range(0, resamples, step):
@@ -249,11 +255,11 @@ def bootstrap_areas(
             total = counts[members].sum()
             drawn[:, members] = rng.multinomial(total, counts[members] / total, size=rows)
         for number, column in enumerate(columns):
-            target = 1 if column.endswith("1") else 2
-            order = np.argsort(ranks[number], kind="stable")
-            firsts = np.flatnonzero(np.diff(ranks[number][order], prepend=-1))
-            positive = np.where((classes == target)[order], drawn[:, order], 0)
-            tallies = [np.add.reduceat(part, firsts, axis=1) for part in (positive, drawn[:, order] - positive)]
+            positive = np.where(classes == int(column[-1]), drawn, 0)
+            tallies = [
+                np.add.reduceat(part[:, orders[number]], firsts[number], axis=1)
+                for part in (positive, drawn - positive)
+            ]
             areas[start : start + rows, number] = _areas(*tallies)
     if coarse:
         for number, column in enumerate(columns):
@@ -277,26 +283,36 @@ def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
     return Comparison(percentile_interval(difference, resampled), float(p))
 
 
-def roc_band(
-    truth: np.ndarray, scores: np.ndarray, resamples: int = 500, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a pointwise 95 % band of the ROC curve: false positive rates, and the sensitivity's low and high at each.
+def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates, (resamples, thresholds + 1), of resampled negatives and positives.
 
-    Positives and negatives are resampled apart; beyond 2,000 distinct scores neighbours are grouped.
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        scores: (N,) numbers, higher for positives.
-        resamples, seed: of the bootstrap.
+    Thresholds fall from above the highest score to the lowest; beyond 2,000 distinct scores neighbours are grouped.
     """
     rng = np.random.default_rng(seed)
     truth, ranks = np.asarray(truth).astype(bool), _dense_ranks(np.asarray(scores, dtype=float), most=2000)
     rates = []
     for group in (~truth, truth):
-        counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]  # the highest score first
+        counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]
         drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples).cumsum(axis=1)
         rates.append(np.hstack([np.zeros((resamples, 1)), drawn / counts.sum()]))
+    return rates[0], rates[1]
+
+
+def roc_band(
+    truth: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled apart.
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        scores: (N,) numbers, higher for positives.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        Three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
+    """
     grid = np.linspace(0, 1, 201)
+    rates = _resampled_rates(truth, scores, resamples, seed)
     curves = [np.interp(grid, false, true) for false, true in zip(*rates, strict=True)]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
     return grid, low, high
@@ -313,7 +329,8 @@ class Report:
         areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's.
         bootstrapped: the same three by the bootstrap alone, as a cross-check.
         ranks: their places among the 23 entries.
-        points: melanoma at the given threshold, and at the thresholds that reach the challenge's sensitivities.
+        points: melanoma at the given threshold with Wilson's intervals, and at the thresholds that reach the
+            challenge's sensitivities with the bootstrap's.
         average_precision: of melanoma and of seborrheic keratosis.
         calibration: of melanoma and of seborrheic keratosis.
     """
@@ -340,12 +357,14 @@ def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMP
     bootstrapped = {k: percentile_interval(scores[k], resampled[:, k - 1]) for k in scores}
     areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)}
     truth, melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
-    thresholds = [threshold, *(threshold_for_sensitivity(truth, melanoma, goal) for goal in CHALLENGE_SENSITIVITIES)]
     return Report(
         areas={**areas, 3: bootstrapped[3]},
         bootstrapped=bootstrapped,
         ranks={k: rank_in_challenge(k, area) for k, area in scores.items()},
-        points=[operating_point(truth, melanoma, each) for each in thresholds],
+        points=[
+            operating_point(truth, melanoma, threshold),
+            *(point_at_sensitivity(truth, melanoma, goal, resamples, seed) for goal in CHALLENGE_SENSITIVITIES),
+        ],
         average_precision={k: float(average_precision_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2)},
         calibration={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)},
     )
@@ -418,10 +437,48 @@ def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: flo
 
 
 def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal: float) -> float:
-    """Return the highest threshold that finds at least a share ``goal`` of the positives."""
+    """Return the highest threshold that finds at least a share ``goal`` of the positives.
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        probabilities: (N,) in [0, 1].
+        goal: in (0, 1].
+    """
     positives = np.sort(np.asarray(probabilities)[np.asarray(truth).astype(bool)])[::-1]
     needed = math.ceil(goal * len(positives) - 1e-9)  # 0.95 * 20 is a hair above 19 in binary
     return float(positives[max(needed, 1) - 1])
+
+
+def point_at_sensitivity(
+    truth: np.ndarray, probabilities: np.ndarray, goal: float, resamples: int = RESAMPLES, seed: int = 0
+) -> OperatingPoint:
+    """Return the operating point at :func:`threshold_for_sensitivity`, chosen on the very pictures it is judged on.
+
+    So its intervals are the bootstrap's, with the threshold chosen anew in every resample: Wilson's would take it for
+    given, and be far too narrow.
+
+    Args:
+        truth: (N,) 0 or 1, both present.
+        probabilities: (N,) in [0, 1].
+        goal: least sensitivity, in (0, 1].
+        resamples, seed: of the bootstrap.
+    """
+    point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
+    false, true = _resampled_rates(truth, probabilities, resamples, seed)
+    reached = np.argmax(true >= goal - 1e-9, axis=1)[:, None]
+    false, true = (np.take_along_axis(rates, reached, axis=1)[:, 0] for rates in (false, true))
+    positives = np.asarray(truth).astype(bool).sum()
+    hits, alarms = true * positives, false * (len(truth) - positives)
+    with np.errstate(invalid="ignore"):  # nobody left to call negative: not defined in that resample
+        quiet = len(truth) - hits - alarms
+        resampled = {"sensitivity": true, "specificity": 1 - false, "ppv": hits / (hits + alarms)}
+        resampled["npv"] = 1 - (positives - hits) / quiet
+    intervals = {
+        name: percentile_interval(getattr(point, name).value, values[np.isfinite(values)])
+        for name, values in resampled.items()
+        if np.isfinite(values).any()
+    }
+    return replace(point, **intervals)
 
 
 def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float:

@@ -16,6 +16,7 @@ import csv
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,9 @@ HEADERS = (("Id", "task_1", "task_2"), ("image_id", "melanoma", "seborrheic_kera
 COLUMNS = HEADERS[0]
 TASKS = {"task_1": "Melanoma", "task_2": "Seborrheic keratosis"}
 EXPECTED = " or ".join(",".join(header) for header in HEADERS)
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # no text file holds these
+# Only these, so that "lesion.1" and "lesion.2" stay two.
+PICTURE_ENDING = re.compile(r"(?<=.)\.(jpe?g|png|tiff?|bmp|gif|webp|ppm|dcm|npy)$", re.IGNORECASE)
 SEPARATORS = ("\t", ";", ",", "|", " ")
 
 
@@ -40,12 +44,14 @@ class Table:
     Attributes:
         file: where it was read from, for messages.
         values: float64 columns ``task_1`` and ``task_2`` in [0, 1], indexed by the Id's file name without ending.
-        rows: each Id's row in the file, in the same order.
+        identifiers: the Ids as they stand in the file, in the same order.
+        rows: their rows in the file.
         warnings: what looks wrong but can be scored; one sentence each.
     """
 
     file: Path
     values: pd.DataFrame
+    identifiers: list[str]
     rows: np.ndarray
     warnings: tuple[str, ...] = field(default=())
 
@@ -59,13 +65,14 @@ def _read_text(file: Path) -> str:
         ) from None
     except OSError as error:
         raise TableError(f"{file}: cannot be read ({error.strerror}); name a CSV file.") from None
-    # Excel's "Unicode text" is UTF-16; its byte order mark tells.
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+    # Excel's "Unicode text" is UTF-16, as its byte order mark tells; its CSV files are in the machine's old code page.
+    encodings = ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "latin-1")
+    text = "\0"
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            break
+    if CONTROL.search(text):
         raise TableError(f"{file}: not a text file; expected a CSV file with the header {EXPECTED}.")
     if not text.strip():
         raise TableError(f"{file}: the file is empty; expected the header {EXPECTED} and a row for each picture.")
@@ -82,13 +89,18 @@ def _split_rows(file: Path, text: str) -> tuple[list[int], list[list[str]]]:
     try:
         for fields in reader:
             if any(map(str.strip, fields)):
+                while len(fields) > 3 and not fields[-1].strip():  # separators at the end of a row
+                    fields.pop()
                 numbers.append(reader.line_num)
                 rows.append(fields)
     except csv.Error as error:
         raise TableError(f"{file}, row {reader.line_num}: cannot be split into fields ({error}).") from None
     if separator in "\t;" and not any("." in value for row in rows[1:] for value in row[1:]):
         # A decimal comma, as a spreadsheet writes it in half of Europe.
-        rows = [row[:1] + [re.sub(r"^\s*(\d*),(\d+)\s*$", r"\1.\2", value) for value in row[1:]] for row in rows]
+        rows = [
+            row[:1] + [re.sub(r"^\s*(\d*),(\d+([eE][+-]?\d+)?)\s*$", r"\1.\2", value) for value in row[1:]]
+            for row in rows
+        ]
     if not rows:
         raise TableError(f"{file}: no rows; expected the header {EXPECTED} and a row for each picture.")
     return numbers, rows
@@ -138,8 +150,8 @@ def _numbers(values: list[str]) -> np.ndarray:
 
 def _stems(identifiers: list[str]) -> list[str]:
     """Return the file names without folder and ending: ``data/x/a.b.jpg`` and ``C:\\x\\a.b.png`` are both ``a.b``."""
-    names = [identifier.replace("\\", "/").rsplit("/", 1)[-1] for identifier in identifiers]
-    return [name.rsplit(".", 1)[0] if "." in name[1:] else name for name in names]
+    names = (identifier.replace("\\", "/").rsplit("/", 1)[-1] for identifier in identifiers)
+    return [PICTURE_ENDING.sub("", name) for name in names]
 
 
 def _warnings(file: Path, values: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -157,8 +169,8 @@ def _warnings(file: Path, values: dict[str, np.ndarray]) -> tuple[str, ...]:
 def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
     """Read predictions, or the truth.
 
-    Predictions that look like percent (at least a tenth of them above 1, none above 100) are divided by 100, with a
-    warning; columns with two distinct values or fewer get a warning too.
+    A column that looks like percent (some above 10, a tenth or more above 1, none above 100) is divided by 100, with a
+    warning; a column with two distinct values or fewer gets a warning too.
 
     Args:
         file: a text file in one of the layouts above, in UTF-8 or UTF-16.
@@ -188,15 +200,19 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
         for name, texts in zip(values, columns, strict=True):
             _refuse(file, ~np.isin(values[name], (0, 1)), line, texts, name, "should be 0 or 1, being the truth")
     else:
-        together = np.concatenate(list(values.values()))
-        if together.min() >= 0 and together.max() <= 100 and (together > 1).mean() >= 0.1:
-            messages = (f"{file}: the predictions reach {together.max():g}: percent? They were divided by 100.",)
-            values = {name: column / 100 for name, column in values.items()}
+        for number, (name, column) in enumerate(values.items(), start=1):
+            # One slip above 1 is an error, and so are odds or logits; percent fill their range.
+            if column.min() >= 0 and 10 < column.max() <= 100 and (column > 1).mean() >= 0.1:
+                values[name] = column / 100
+                messages += (
+                    f"{file}: the predictions of category {number} ({TASKS[name].lower()}) reach {column.max():g}: "
+                    "percent? They were divided by 100.",
+                )
         for name, texts in zip(values, columns, strict=True):
             wrong = (values[name] < 0) | (values[name] > 1)
             _refuse(file, wrong, line, texts, name, "should be a probability from 0 to 1")
         messages += _warnings(file, values)
-    return Table(file, pd.DataFrame(values, index=stems), line, messages)
+    return Table(file, pd.DataFrame(values, index=stems), identifiers, line, messages)
 
 
 def join(predictions: Table, truth: Table) -> pd.DataFrame:
@@ -213,7 +229,7 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     if len(missing):
         others = f" and {len(missing) - 1:,} more of the {len(truth.values):,} pictures" if len(missing) > 1 else ""
         raise TableError(
-            f"{predictions.file}: no prediction for '{missing[0]}'{others} in {truth.file}; add a row for each."
+            f"{predictions.file}: no prediction for '{_shown(missing[0])}'{others} in {truth.file}; add a row for each."
         )
     unknown = ~predictions.values.index.isin(truth.values.index)
     if unknown.any():
@@ -247,9 +263,23 @@ def tables_from_probabilities(
     return results, truth
 
 
-def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Write ``results.csv`` or ``ground_truth.csv``, all or nothing, with six decimals."""
+def write_table(table: pd.DataFrame, file: str | os.PathLike, decimals: int = 6) -> None:
+    """Write ``results.csv`` or ``ground_truth.csv``, all or nothing.
+
+    Args:
+        table: columns ``Id``, ``task_1`` and ``task_2``.
+        file: target; its folder is made if it is missing.
+        decimals: of fractions; too few would make ties of what is close.
+
+    Raises:
+        OSError: it cannot be written; an old file is then as it was.
+    """
     file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".part")
-    table.to_csv(partial, index=False, float_format="%.6f", lineterminator="\n")
-    os.replace(partial, file)
+    table.to_csv(partial, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
+    try:
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink()
+        raise

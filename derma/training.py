@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import re
 from pathlib import Path, PurePosixPath
@@ -22,10 +23,10 @@ class WeightsError(RuntimeError):
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, and ask torch for algorithms that repeat.
+    """Seed Python, NumPy and torch, and ask cuDNN for algorithms that repeat.
 
-    The same seed gives the same numbers on the same machine with the same number of threads; not across machines
-    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    The same seed gives the same numbers on the same CPU with the same number of threads. Not across machines, and on a
+    GPU only nearly: some of its kernels add in any order (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for libraries that still draw from the global state
@@ -46,7 +47,12 @@ def _download_imagenet(name: str, folder: Path) -> dict[str, torch.Tensor]:
     try:
         # weights_only: torchvision ships .pth files; this reads tensors from them and executes nothing.
         state = weights.get_state_dict(model_dir=str(folder), progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if file.exists():
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise WeightsError(
+                f"{file}: not the weights of {name}, or damaged ({reason}); delete it, or fetch {weights.url} again."
+            ) from None
         raise WeightsError(
             f"The ImageNet weights of {name} could not be downloaded ({error}); fetch {weights.url} on a machine that "
             f"can, put it at {file}, and run again (or set DERMA_WEIGHTS to a .safetensors file, or to 'none')."

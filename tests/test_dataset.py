@@ -83,6 +83,29 @@ def test_class_of_which_nothing_can_be_read(data_folder):
     refuses(data_folder, str(Path("test") / "nevus"), "none of this class's pictures can be read", "empty file")
 
 
+def test_a_folder_in_a_class_folder(data_folder):
+    (data_folder / "train" / "nevus" / "more").mkdir()
+    refuses(data_folder, str(Path("nevus") / "more"), "inside a class folder")
+
+
+def test_two_pictures_of_one_name(data_folder):
+    shutil.copy(data_folder / "test" / "nevus" / "DRAWN_2100000.jpg", data_folder / "test" / "melanoma")
+    refuses(data_folder, "test", "two pictures are named 'DRAWN_2100000'")
+
+
+def test_id_of_a_linked_split(data_folder, tmp_path):
+    (data_folder / "test").rename(tmp_path / "official")
+    (data_folder / "test").symlink_to(tmp_path / "official")
+    assert LesionData(data_folder).split("test").ids[0].startswith("data/tiny/test/melanoma/")
+
+
+def test_sixteen_bit_pictures_are_left_out_and_not_clipped(data_folder):
+    deep = np.full((40, 40), 30_000, np.uint16)
+    Image.fromarray(deep).save(data_folder / "train" / "nevus" / "deep.png")
+    unreadable = LesionData(data_folder).unreadable
+    assert Path(unreadable["file"][0]).name == "deep.png" and "more than 8 bits" in unreadable["reason"][0]
+
+
 def test_unreadable_pictures_are_listed_and_left_out(data_folder):
     nevi = sorted((data_folder / "train" / "nevus").iterdir())
     nevi[0].write_bytes(b"")
@@ -105,7 +128,7 @@ def test_a_decompression_bomb_is_left_out(data_folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
     for split in ("train", "valid", "test"):
         for name in CLASSES:
-            Image.new("RGB", (8, 8)).save(data_folder / split / name / "small.png")
+            Image.new("RGB", (8, 8)).save(data_folder / split / name / f"{name}.png")
     data = LesionData(data_folder)
     assert len(data.unreadable) == 42
     assert data.unreadable["reason"].str.contains("more pixels").all()

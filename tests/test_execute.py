@@ -49,6 +49,20 @@ def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(notebook, tmp_p
     assert failed.cells[0].outputs[0].text == "so far\n"
 
 
+def test_what_is_no_notebook(tmp_path, capfd):
+    (tmp_path / "bad.ipynb").write_text("no")
+    for name in ("none.ipynb", "bad.ipynb"):
+        assert main([str(tmp_path / name), str(tmp_path / "out.ipynb")]) == 2
+        error = capfd.readouterr().err
+        assert name in error and error.count("\n") == 1
+
+
+def test_a_line_in_two_messages_is_shown_whole(notebook, tmp_path, capfd):
+    file = notebook("import time\nprint('first ', end='', flush=True)\ntime.sleep(0.3)\nprint('second')")
+    assert main([str(file), str(tmp_path / "new" / "out.ipynb")]) == 0
+    assert capfd.readouterr().out == "first second\n"
+
+
 def test_in_place(notebook, tmp_path):
     file = notebook("1 + 1")
     assert main([str(file), str(file)]) == 0

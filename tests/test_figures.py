@@ -57,7 +57,15 @@ def test_confusion_matrix_is_labelled_the_right_way_round():
 
 
 def test_confusion_matrix_of_a_class_that_is_not_there():
-    figures.confusion(np.array([[0, 0], [1, 4]]), ["a", "b"], "title")
+    figure = figures.confusion(np.array([[0, 0], [1, 4]]), ["a", "b"], "title")
+    assert [text.get_text() for text in figure.axes[0].texts][:2] == ["0.0%\n0 of 0", "0.0%\n0 of 0"]
+
+
+def test_the_title_of_a_small_matrix_has_room():
+    figure = figures.confusion(np.eye(2, dtype=int), ["benign", "malignant"], "Melanoma at threshold 0.143")
+    figure.draw_without_rendering()
+    ax, bar = figure.axes
+    assert ax.title.get_window_extent().x1 < bar.get_window_extent().x0
 
 
 def test_learning_curves():

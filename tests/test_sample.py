@@ -47,17 +47,28 @@ def test_command_line(tmp_path, capsys):
     assert sample.main([str(folder), "--size", "40x32", "--counts", "20", "7", "3"]) == 0
     counts = LesionData(folder).counts
     assert counts["all"].tolist() == [20, 7, 3, 30]
+    assert counts.loc["train"].tolist() == [4, 13, 3, 20]
     assert counts.loc["test", list(CLASSES)].min() == 1
     assert Image.open(next(folder.rglob("*.jpg"))).size == (40, 32)
     assert sample.main([str(folder)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--size", "10x10"], ["--size", "large"], ["--counts", "1", "2"]])
-def test_bad_arguments(arguments):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--size", "10x10"], ["--size", "large"], ["--counts", "9", "9"], ["--counts", "2", "9", "9"], ["--seed", "-1"]],
+)
+def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         sample.main(["nowhere", *arguments])
     assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert sample.main([str(tmp_path / "file" / "sample")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_twelve_megapixels():

@@ -33,7 +33,7 @@ def test_layouts(tmp_path, header, separator, ending):
     assert values(tmp_path / "r.csv") == EXPECTED
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
 def test_encodings(tmp_path, encoding):
     (tmp_path / "r.csv").write_text("Id,task_1,task_2\nä,0.5,0.25\n", encoding=encoding)
     table = read_table(tmp_path / "r.csv").values
@@ -41,13 +41,25 @@ def test_encodings(tmp_path, encoding):
 
 
 def test_a_decimal_comma_as_a_spreadsheet_writes_it(tmp_path):
-    assert values(write(tmp_path / "r.csv", "p1;0,9;0,1", "p2;1;0", header="Id;task_1;task_2")) == [[0.9, 0.1], [1, 0]]
+    file = write(tmp_path / "r.csv", "p1;0,9;0,1", "p2;1;1,5E-05", header="Id;task_1;task_2")
+    assert values(file) == [[0.9, 0.1], [1, 1.5e-5]]
+
+
+def test_separators_at_the_end_of_a_row(tmp_path):
+    assert values(write(tmp_path / "r.csv", "p1,0.9,0.1,,", "p2,1,0,")) == [[0.9, 0.1], [1, 0]]
 
 
 def test_ids_are_file_names_without_ending(tmp_path):
-    rows = ("data/x/test/nevus/ISIC_0012092.jpg,0,0", "C:\\x\\ISIC_1.v2.png,0,1", '"a, b.jpg",1,0', ".hidden,0,0")
+    rows = (
+        "data/x/test/nevus/ISIC_0012092.jpg,0,0",
+        "C:\\x\\ISIC_1.v2.PNG,0,1",
+        '"a, b.jpg",1,0',
+        ".jpg,0,0",
+        "b.2,0,0",
+    )
     table = read_table(write(tmp_path / "r.csv", *rows), truth=True)
-    assert table.values.index.tolist() == ["ISIC_0012092", "ISIC_1.v2", "a, b", ".hidden"]
+    assert table.values.index.tolist() == ["ISIC_0012092", "ISIC_1.v2", "a, b", ".jpg", "b.2"]
+    assert table.identifiers[:2] == ["data/x/test/nevus/ISIC_0012092.jpg", "C:\\x\\ISIC_1.v2.PNG"]
 
 
 def test_blank_lines_do_not_shift_row_numbers(tmp_path):
@@ -66,7 +78,8 @@ def refuses(call, *words):
     ("rows", "words"),
     [
         (["p1,0.5,0.5", "p2,abc,0.1"], ("row 3", "task_1", "'abc'", "not a finite number")),
-        (["p1,0.5,1.5", *("p,0.5,0.5".replace("p", f"q{i}") for i in range(20))], ("row 2", "task_2", "'1.5'")),
+        (["p1,0.5,1.5", "p2,0.5,0.5"], ("row 2", "task_2", "'1.5'")),  # a slip, not percent
+        (["p1,0.5,2.5", "p2,0.5,3", "p3,0,1"], ("row 2", "task_2", "'2.5'", "1 more row")),  # odds or logits
         (["p1,-0.1,0.5"], ("row 2", "'-0.1'", "probability from 0 to 1")),
         (["p1,0.1,101", "p2,0.5,0.7"], ("row 2", "'101'")),
         (["p1,nan,0.5"], ("row 2", "'nan'")),
@@ -107,8 +120,11 @@ def test_hard_labels_are_flagged_and_scored(tmp_path):
 
 def test_percent_is_flagged_and_divided(tmp_path):
     table = read_table(write(tmp_path / "r.csv", "p1,90,10", "p2,0.5,70", "p3,3,12"))
-    assert len(table.warnings) == 1 and "percent" in table.warnings[0]
+    assert len(table.warnings) == 2 and all("percent" in warning for warning in table.warnings)
     assert table.values["task_1"].tolist() == [0.9, 0.005, 0.03]
+    mixed = read_table(write(tmp_path / "r.csv", "p1,90,0.1", "p2,0.5,0.7", "p3,3,0.2"))  # one column alone
+    assert len(mixed.warnings) == 1 and "category 1" in mixed.warnings[0]
+    assert mixed.values["task_2"].tolist() == [0.1, 0.7, 0.2]
 
 
 def test_good_predictions_are_not_flagged(tmp_path):
@@ -129,6 +145,16 @@ def test_truths_that_cannot_be(tmp_path):
     refuses(lambda: join(read_table(rows), one), "one.csv", "only one class", "category 1")
     both = read_table(write(tmp_path / "both.csv", "a,0,0", "b,1,1"), truth=True)
     refuses(lambda: join(read_table(rows), both), "both.csv, row 3", "both melanoma and seborrheic keratosis")
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
+    (tmp_path / "taken").mkdir()
+    table = pd.DataFrame({"Id": ["a"], "task_1": [1 / 3], "task_2": [0.0]})
+    with pytest.raises(OSError):
+        write_table(table, tmp_path / "taken")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+    write_table(table, tmp_path / "new" / "r.csv", decimals=9)
+    assert (tmp_path / "new" / "r.csv").read_text() == "Id,task_1,task_2\na,0.333333333,0.000000000\n"
 
 
 def test_tables_round_trip(tmp_path):
@@ -172,11 +198,13 @@ TEXTS = st.tuples(
 def test_malformed_files_are_refused_with_one_sentence(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "malformed.csv"
     file.write_bytes(content)
+    good = write(tmp_path_factory.getbasetemp() / "good.csv", "a,1,0", "b,0,1", "c,0,0")
     for truth in (False, True):
         try:
             table = read_table(file, truth=truth)
-        except TableError as error:
-            assert "\n" not in str(error) and str(file) in str(error)
-        else:
             assert table.values.to_numpy().min() >= 0 and table.values.to_numpy().max() <= 1
             assert table.values.index.is_unique
+            tables = (read_table(good), table) if truth else (table, read_table(good, truth=True))
+            assert len(join(*tables)) == len(table.values)
+        except TableError as error:
+            assert len(str(error).splitlines()) == 1 and (str(file) in str(error) or str(good) in str(error))

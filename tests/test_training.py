@@ -131,6 +131,15 @@ def test_a_file_put_where_the_message_says_is_used(tmp_path, monkeypatch):
     assert torch.equal(model.fc.weight, source.fc.weight)
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>no such page</html>", b"PK\3\4 torn"])
+def test_a_damaged_download_is_said_to_be(tmp_path, content):
+    file = tmp_path / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+    file.write_bytes(content)
+    refuses(
+        lambda: load_pretrained(resnet18(), "resnet18", "imagenet", "fc", tmp_path), str(file), "damaged", "delete it"
+    )
+
+
 def test_densenets_published_names_are_understood(tmp_path, monkeypatch):
     source, model = densenet121(), densenet121()
     old = {
