@@ -21,7 +21,7 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A folder with the published results.csv and ground_truth.csv, as committed: running the notebook replaces them."""
+    """A folder with the committed results.csv and ground_truth.csv: running the notebook replaces those at the root."""
     for name in ("results.csv", "ground_truth.csv"):
         shown = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True)
         (tmp_path / name).write_bytes(shown.stdout if shown.returncode == 0 else (ROOT / name).read_bytes())
