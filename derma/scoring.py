@@ -8,6 +8,7 @@ score should come in a second. All intervals are 95 % confidence intervals.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -195,7 +196,7 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
 # --- areas, by resampling --------------------------------------------------------------------------------------------
 
 LARGE = 20_000  # beyond so many pictures, resample the cells of a grid of ranks, and not pictures
-MOST_CELLS = 4096  # of that grid, for each class
+GRID = {2: 32, 4: 12}  # ranks kept on each side of that grid, by the number of columns
 
 
 def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
@@ -224,8 +225,8 @@ def bootstrap_areas(
 
     Args:
         joined: columns of predictions, and ``true_1`` and ``true_2``.
-        columns: predictions to measure; a name that ends in 1 is of category 1, and so on. All come from the same
-            resamples, so differences between columns are paired.
+        columns: two or four predictions to measure; a name that ends in 1 is of category 1, and so on. All come from
+            the same resamples, so differences between columns are paired.
         resamples: how many.
         seed: of the resampling.
 
@@ -235,7 +236,7 @@ def bootstrap_areas(
     rng = np.random.default_rng(seed)
     coarse = len(joined) > LARGE
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
-    most = round(MOST_CELLS ** (1 / len(columns))) if coarse else None
+    most = GRID[len(columns)] if coarse else None
     ranks = np.stack([_dense_ranks(joined[column].to_numpy(), most) for column in columns])
     if coarse:
         cells, counts = np.unique(np.vstack([classes, ranks]), axis=1, return_counts=True)
@@ -286,10 +287,10 @@ def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
 def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates, (resamples, thresholds + 1), of resampled negatives and positives.
 
-    Thresholds fall from above the highest score to the lowest; beyond 2,000 distinct scores neighbours are grouped.
+    Thresholds fall from above the highest score to the lowest; beyond 1,000 distinct scores neighbours are grouped.
     """
     rng = np.random.default_rng(seed)
-    truth, ranks = np.asarray(truth).astype(bool), _dense_ranks(np.asarray(scores, dtype=float), most=2000)
+    truth, ranks = np.asarray(truth).astype(bool), _dense_ranks(np.asarray(scores, dtype=float), most=1000)
     rates = []
     for group in (~truth, truth):
         counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]
@@ -363,7 +364,7 @@ def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMP
         ranks={k: rank_in_challenge(k, area) for k, area in scores.items()},
         points=[
             operating_point(truth, melanoma, threshold),
-            *(point_at_sensitivity(truth, melanoma, goal, resamples, seed) for goal in CHALLENGE_SENSITIVITIES),
+            *points_at_sensitivities(truth, melanoma, CHALLENGE_SENSITIVITIES, resamples, seed),
         ],
         average_precision={k: float(average_precision_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2)},
         calibration={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)},
@@ -449,36 +450,45 @@ def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal
     return float(positives[max(needed, 1) - 1])
 
 
-def point_at_sensitivity(
-    truth: np.ndarray, probabilities: np.ndarray, goal: float, resamples: int = RESAMPLES, seed: int = 0
-) -> OperatingPoint:
-    """Return the operating point at :func:`threshold_for_sensitivity`, chosen on the very pictures it is judged on.
+def points_at_sensitivities(
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    goals: Sequence[float],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[OperatingPoint]:
+    """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the very pictures they are judged on.
 
-    So its intervals are the bootstrap's, with the threshold chosen anew in every resample: Wilson's would take it for
+    So their intervals are the bootstrap's, with the threshold chosen anew in every resample: Wilson's would take it for
     given, and be far too narrow.
 
     Args:
         truth: (N,) 0 or 1, both present.
         probabilities: (N,) in [0, 1].
-        goal: least sensitivity, in (0, 1].
+        goals: least sensitivities, in (0, 1].
         resamples, seed: of the bootstrap.
     """
-    point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
     false, true = _resampled_rates(truth, probabilities, resamples, seed)
-    reached = np.argmax(true >= goal - 1e-9, axis=1)[:, None]
-    false, true = (np.take_along_axis(rates, reached, axis=1)[:, 0] for rates in (false, true))
-    positives = np.asarray(truth).astype(bool).sum()
-    hits, alarms = true * positives, false * (len(truth) - positives)
-    with np.errstate(invalid="ignore"):  # nobody left to call negative: not defined in that resample
+    positives = int(np.asarray(truth).sum())
+    points = []
+    for goal in goals:
+        point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
+        reached = np.argmax(true >= goal - 1e-9, axis=1)[:, None]
+        false_rate, sensitivity = (np.take_along_axis(rates, reached, axis=1)[:, 0] for rates in (false, true))
+        hits, alarms = sensitivity * positives, false_rate * (len(truth) - positives)
         quiet = len(truth) - hits - alarms
-        resampled = {"sensitivity": true, "specificity": 1 - false, "ppv": hits / (hits + alarms)}
-        resampled["npv"] = 1 - (positives - hits) / quiet
-    intervals = {
-        name: percentile_interval(getattr(point, name).value, values[np.isfinite(values)])
-        for name, values in resampled.items()
-        if np.isfinite(values).any()
-    }
-    return replace(point, **intervals)
+        # Where a resample calls nobody negative, its NPV is not defined and says nothing.
+        npv = 1 - (positives - hits)[quiet > 0.5] / quiet[quiet > 0.5]
+        resampled = {
+            "sensitivity": sensitivity, "specificity": 1 - false_rate, "ppv": hits / (hits + alarms), "npv": npv,
+        }  # fmt: skip
+        intervals = {
+            name: percentile_interval(getattr(point, name).value, values)
+            for name, values in resampled.items()
+            if len(values)
+        }
+        points.append(replace(point, **intervals))
+    return points
 
 
 def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float:
