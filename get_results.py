@@ -27,7 +27,6 @@ from derma.commands import Parser, whole_number
 from derma.tables import Table, TableError, join, read_table, write_table
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
-METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}
 FEW = 10  # pictures of a class
 
 
@@ -65,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--show", action="store_true", help="also open the figures in windows")
     parser.add_argument(
-        "--resamples", type=whole_number(1, 100_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
+        "--resamples", type=whole_number(1, 10_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap (default: 0)")
     options = parser.parse_args(arguments)
@@ -83,8 +82,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"the threshold {error}")
     options.predictions = options.ensemble or [Path(options.results)]
     if options.truth is None:
-        beside = options.predictions[0].with_name("ground_truth.csv")
+        beside = options.predictions[0].parent / "ground_truth.csv"
         options.truth = beside if beside.exists() else Path("ground_truth.csv")
+    if options.out and not options.out.name:
+        parser.error(f"--out '{options.out}' is no file; name one")
     read = [*options.predictions, options.truth, *([options.compare] if options.compare else [])]
     if options.out and options.out.resolve() in {file.resolve() for file in read}:
         parser.error(f"--out {options.out} would overwrite a file that is read; name another")
@@ -144,10 +145,11 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
     )
     print(f"\n{'category':24} {'AUC':22} {'by':10} {'bootstrap':18} rank among the challenge's 23")
     for category, area in report.areas.items():
-        check = report.bootstrapped[category]
+        check = report.bootstrapped[category] if report.bootstrapped else None
+        interval = f"[{check.low:.3f}, {check.high:.3f}]" if check else "not done"
         print(
-            f"{category} {NAMES[category]:22} {area!s:22} {METHODS[category]:10} "
-            f"[{check.low:.3f}, {check.high:.3f}]     {report.ranks[category]}"
+            f"{category} {NAMES[category]:22} {area!s:22} {report.methods[category]:10} {interval:18} "
+            f"{report.ranks[category]}"
         )
     print(f"\n{'melanoma at':12} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
     for point in report.points:
@@ -156,8 +158,8 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
     goals = ", ".join(map(str, scoring.CHALLENGE_SENSITIVITIES))
     print(
         f"The first threshold was given. The others reach the challenge's sensitivities ({goals}) on these very\n"
-        "pictures; their intervals are the bootstrap's, with the threshold chosen anew in each resample.\n"
-        f"PPV and NPV hold where {positives[1] / len(joined):.1%} of the lesions are melanomas, as here."
+        "pictures; their specificity, PPV and NPV are those at that sensitivity, by a bootstrap that chooses the\n"
+        f"threshold anew each time. PPV and NPV hold where {positives[1] / len(joined):.1%} of lesions are melanomas."
     )
     print(f"\n{'':24} {'average precision':18} {'Brier score':12} expected calibration error")
     for category, calibration in report.calibration.items():
@@ -175,14 +177,14 @@ def print_parts(parts: dict[str, tuple[float, float, float]]) -> None:
         print(f"{name:{width}}  {first:<10.3f}  {second:<10.3f}  {mean:.3f}")
 
 
-def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> None:
+def print_comparison(comparison: dict[int, scoring.Comparison], methods: dict[int, str], other: Path) -> None:
     """Print differences in AUC, their intervals and p values."""
     print(f"\n{'minus ' + str(other):24} {'difference in AUC':28} p (two-sided, paired)")
     for category, result in comparison.items():
         each = result.difference
         print(
             f"{category} {NAMES[category]:22} {each.value:+.3f} [{each.low:+.3f}, {each.high:+.3f}]     "
-            f"{result.p:.2g} ({METHODS[category]})"
+            f"{result.p:.2g} ({methods[category]})"
         )
 
 
@@ -237,21 +239,27 @@ def run(options: argparse.Namespace) -> None:
     drawn = str(options.figures) != "none"
     if options.json:
         everything = {
-            "pictures": {"all": len(joined), "melanoma": sum(joined["true_1"]), "keratosis": sum(joined["true_2"])},
+            "pictures": {
+                "all": len(joined),
+                "melanoma": int(joined["true_1"].sum()),
+                "keratosis": int(joined["true_2"].sum()),
+            },
             **asdict(report),
-            "methods": METHODS,
             "parts": loaded.parts,
             "comparison": {category: asdict(result) for category, result in comparison.items()},
             "warnings": loaded.warnings,
-            "figures": draw(joined, report, options) if drawn else [],
+            "figures": [],
         }
-        print(json.dumps(as_json(everything), indent=2))
+        try:
+            everything["figures"] = draw(joined, report, options) if drawn else []
+        finally:  # figures that cannot be written must not cost the scores
+            print(json.dumps(as_json(everything), indent=2))
         return
     print_report(report, joined)
     if loaded.parts:
         print_parts(loaded.parts)
     if comparison:
-        print_comparison(comparison, options.compare)
+        print_comparison(comparison, report.methods, options.compare)
     if drawn:
         print("\nFigures: " + ", ".join(draw(joined, report, options)))
 
@@ -259,6 +267,10 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Score as the command line says; returns the exit code: 0, or 2 with one sentence for what cannot be done."""
     options = parse(arguments)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name that the terminal cannot show
     try:
         run(options)
         sys.stdout.flush()

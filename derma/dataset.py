@@ -18,9 +18,11 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
+OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
 TOO_LARGE = "more pixels than Pillow's limit for a safe picture"
 
 
@@ -69,6 +71,13 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
     return None
 
 
+def _pictures_by_another_name(split: Path) -> list[Path]:
+    """Files that Pillow would take for pictures by their ending, and ImageFolder would pass over in silence."""
+    known = set(Image.registered_extensions()) - set(IMG_EXTENSIONS) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
+    files = (path for name in CLASSES for path in (split / name).iterdir())
+    return sorted(path for path in files if path.suffix.lower() in known and path.name[0] not in "._")
+
+
 class LesionFolder(ImageFolder):
     """One split as a torchvision ``ImageFolder``, with the classes in the project's fixed order.
 
@@ -88,6 +97,8 @@ class LesionFolder(ImageFolder):
 
     def __init__(self, root: Path, transform: Callable | None = None, loader: Callable = load_image):
         super().__init__(root, transform=transform, loader=loader, allow_empty=True)
+        # ImageFolder goes down into folders within: hidden ones hold thumbnails and the like, others are refused below.
+        self.leave_out({path for path, target in self.samples if Path(path).parent != Path(root) / CLASSES[target]})
         for name, target in self.class_to_idx.items():
             for entry in sorted((Path(root) / name).iterdir()):
                 if entry.is_dir() and entry.name[0] not in "._":
@@ -163,6 +174,9 @@ class LesionData:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
             reasons = dict(zip(paths, pool.map(why_unreadable, paths), strict=True))
         reasons = {path: reason for path, reason in reasons.items() if reason}
+        reasons |= {
+            str(path): OTHER_ENDING for split in SPLITS for path in _pictures_by_another_name(self.root / split)
+        }
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self._left_out = set(reasons)
 

@@ -8,6 +8,7 @@ the way and keeps none.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
 from derma.commands import Parser
@@ -46,11 +47,16 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         output: the file to write; may be the same.
 
     Raises:
-        CellExecutionError: a cell failed; the notebook as far as it came is beside ``output``, as ``*.failed.ipynb``.
-        OSError, nbformat.reader.NotJSONError: ``notebook`` cannot be read, or ``output`` not be written.
+        CellExecutionError, DeadKernelError: a cell failed, or the kernel died; the notebook as far as it came is beside
+            ``output``, as ``*.failed.ipynb``.
+        OSError: ``notebook`` cannot be read, or ``output`` not be written.
+        ValueError, AttributeError: ``notebook`` is none.
     """
     notebook, output = Path(notebook), Path(output)
     content = nbformat.read(notebook, as_version=4)
+    nbformat.validate(content)
+    if output.is_dir():  # to be noticed now, and not after an hour's run
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as sockets:
         # Sockets in a folder of our own and not TCP: nobody else can listen, and it spares a warning.
@@ -65,7 +71,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         )
         try:
             client.execute()
-        except CellExecutionError:
+        except (CellExecutionError, DeadKernelError):
             nbformat.write(content, output.with_suffix(".failed.ipynb"))
             raise
     for cell in content.cells:
@@ -88,12 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         execute(options.notebook, options.output)
     except CellExecutionError as error:
-        print(f"{options.notebook}: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"{options.notebook}: {error.ename}: {' '.join(error.evalue.split())}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{error.filename}: {error.strerror}; name a notebook and a file to write.", file=sys.stderr)
         return 2
-    except nbformat.reader.NotJSONError:
+    except DeadKernelError:
+        print(f"{options.notebook}: the kernel died, perhaps for want of memory; see the notebook.", file=sys.stderr)
+        return 2
+    except (ValueError, AttributeError, nbformat.ValidationError):  # NotJSONError among them
         print(f"{options.notebook}: not a notebook; name an .ipynb file.", file=sys.stderr)
         return 2
     return 0

@@ -122,10 +122,10 @@ def learning_curves(history: pd.DataFrame, best_epoch: int, file: Path | None = 
         file: where to save the figure, if anywhere.
     """
     figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    losses.plot(history["epoch"], history["train_loss"], label="training (augmented)", **STYLES[0])
-    losses.plot(history["epoch"], history["valid_loss"], label="validation", **STYLES[1])
+    losses.plot(history["epoch"], history["train_loss"], label="training (augmented)", marker=".", **STYLES[0])
+    losses.plot(history["epoch"], history["valid_loss"], label="validation", marker=".", **STYLES[1])
     losses.set(title="Loss", xlabel="Epoch", ylabel="Class-weighted cross-entropy (nats)")
-    areas.plot(history["epoch"], history["valid_mean_auc"], label="validation", **STYLES[1])
+    areas.plot(history["epoch"], history["valid_mean_auc"], label="validation", marker=".", **STYLES[1])
     areas.set(title="Mean AUC on the validation split", xlabel="Epoch", ylabel="Mean AUC of the two categories")
     for ax in (losses, areas):
         ax.axvline(best_epoch, color="0.6", linewidth=1, linestyle=":", label=f"kept: epoch {best_epoch}")

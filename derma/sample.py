@@ -35,6 +35,7 @@ from derma.dataset import CLASSES, SPLITS
 # Pictures of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
 COUNTS = {"train": (90, 329, 61), "valid": (18, 47, 25), "test": (29, 98, 23)}
 SIZE = (256, 192)
+MOST_SIDE = 8192  # a drawing takes some 200 bytes for each pixel
 BORROWED = 0.12  # share of pictures with the shape, the texture or the colours of another class
 
 MELANIN = np.array([0.50, 1.00, 1.55], np.float32)  # absorbs blue most, so it looks brown
@@ -354,16 +355,14 @@ def draw_sample(
     jobs = list(_jobs(partial, counts, size, seed))
     for parent in {job[0].parent for job in jobs}:
         parent.mkdir(parents=True)
-    with ProcessPoolExecutor(workers) as pool:
-        for _ in tqdm(
-            pool.map(_draw_job, jobs, chunksize=8),
-            total=len(jobs),
-            desc=f"drawing {folder}",
-            leave=False,
-            file=sys.stdout,
-        ):
-            pass
-    os.replace(partial, folder)
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            drawn = pool.map(_draw_job, jobs, chunksize=8)
+            for _ in tqdm(drawn, total=len(jobs), desc=f"drawing {folder}", leave=False, file=sys.stdout):
+                pass
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -371,8 +370,8 @@ def _size(text: str) -> tuple[int, int]:
         width, height = (int(side) for side in text.lower().split("x"))
     except ValueError:
         width = height = 0
-    if min(width, height) < 32:
-        raise argparse.ArgumentTypeError(f"'{text}' should be like 256x192, each side at least 32")
+    if not 32 <= min(width, height) <= max(width, height) <= MOST_SIDE:
+        raise argparse.ArgumentTypeError(f"'{text}' should be like 256x192, each side from 32 to {MOST_SIDE:,}")
     return width, height
 
 
@@ -398,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{options.folder}: cannot be made ({error.strerror}); name another folder.", file=sys.stderr)
+        print(f"{options.folder}: cannot be made ({error.strerror or error}); name another folder.", file=sys.stderr)
         return 2
     print(f"Drew {sum(map(sum, counts.values()))} pictures into {options.folder}.")
     return 0

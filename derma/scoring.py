@@ -185,18 +185,42 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
     difference = float(a[0].mean() - b[0].mean())
     variance = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
     # Rounding can leave a variance of minus nothing where the two rank alike.
-    deviation = math.sqrt(max(variance, 0.0))
-    if deviation < 1e-12:  # nothing varies, so there is no test: both perfect, or one of them perfectly wrong
+    return _normal_test(difference, math.sqrt(max(variance, 0.0)))
+
+
+def _normal_test(difference: float, error: float) -> Comparison:
+    """A difference with its standard error, taken to be normal."""
+    if error < 1e-12:  # nothing varies, so there is no test: both the same, or one perfect and the other its reverse
         p = 1.0 if abs(difference) < 1e-12 else math.nan
     else:
-        p = math.erfc(abs(difference) / deviation / math.sqrt(2))
-    return Comparison(Estimate(difference, difference - Z * deviation, difference + Z * deviation), p)
+        p = math.erfc(abs(difference) / error / math.sqrt(2))
+    return Comparison(Estimate(difference, difference - Z * error, difference + Z * error), p)
+
+
+def stratified_error(joined: pd.DataFrame, weights: dict[str, float]) -> float:
+    """Return the standard error of a weighted sum of AUCs whose pictures vary within each of the three classes.
+
+    Each picture's influence on the sum is that on each AUC, from its structural component; the variances within the
+    classes add up. It is what the stratified bootstrap estimates, in O(n log n).
+
+    Args:
+        joined: columns of predictions, and ``true_1`` and ``true_2``.
+        weights: by column of predictions; a name that ends in 1 is of category 1, and so on.
+    """
+    influence = np.zeros(len(joined))
+    for column, weight in weights.items():
+        truth = joined[f"true_{column[-1]}"].to_numpy() == 1
+        above, below = placements(truth, joined[column].to_numpy())
+        influence[truth] += weight * above / len(above)
+        influence[~truth] += weight * below / len(below)
+    classes = joined["true_1"] + 2 * joined["true_2"]
+    groups = [influence[(classes == each).to_numpy()] for each in classes.unique()]
+    return math.sqrt(sum(len(group) * group.var(ddof=1) for group in groups if len(group) > 1))
 
 
 # --- areas, by resampling --------------------------------------------------------------------------------------------
 
-LARGE = 20_000  # beyond so many pictures, resample the cells of a grid of ranks, and not pictures
-GRID = {2: 32, 4: 12}  # ranks kept on each side of that grid, by the number of columns
+LARGE = 10_000  # pictures from which on the bootstrap gives way to the normal interval that it comes to
 
 
 def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
@@ -216,17 +240,14 @@ def _areas(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_areas(
-    joined: pd.DataFrame, columns: tuple[str, ...] = ("task_1", "task_2"), resamples: int = RESAMPLES, seed: int = 0
+    joined: pd.DataFrame, columns: Sequence[str] = ("task_1", "task_2"), resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
     """Resample the pictures within each of the three classes and return every resample's AUCs.
 
-    Beyond 20,000 pictures the scores are grouped into cells of a grid of their ranks, which bounds time and memory.
-    That moves an AUC by some ten-thousandths, so each column is shifted by what it moved the whole table's AUC.
-
     Args:
         joined: columns of predictions, and ``true_1`` and ``true_2``.
-        columns: two or four predictions to measure; a name that ends in 1 is of category 1, and so on. All come from
-            the same resamples, so differences between columns are paired.
+        columns: predictions to measure; a name that ends in 1 is of category 1, and so on. All come from the same
+            resamples, so differences between columns are paired.
         resamples: how many.
         seed: of the resampling.
 
@@ -234,27 +255,18 @@ def bootstrap_areas(
         (resamples, columns) areas in [0, 1].
     """
     rng = np.random.default_rng(seed)
-    coarse = len(joined) > LARGE
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
-    most = GRID[len(columns)] if coarse else None
-    ranks = np.stack([_dense_ranks(joined[column].to_numpy(), most) for column in columns])
-    if coarse:
-        cells, counts = np.unique(np.vstack([classes, ranks]), axis=1, return_counts=True)
-        classes, ranks = cells[0], cells[1:]
-    else:
-        counts = np.ones(len(classes), dtype=int)
-
+    ranks = [_dense_ranks(joined[column].to_numpy()) for column in columns]
     orders = [np.argsort(each, kind="stable") for each in ranks]
     firsts = [np.flatnonzero(np.diff(each[order], prepend=-1)) for each, order in zip(ranks, orders, strict=True)]
     areas = np.empty((resamples, len(columns)))
-    step = max(1, 4_000_000 // len(counts))  # bounds the memory of a chunk
+    step = max(1, 4_000_000 // len(classes))  # bounds the memory of a chunk
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = np.empty((rows, len(counts)))
+        drawn = np.empty((rows, len(classes)))
         for group in np.unique(classes):
             members = np.flatnonzero(classes == group)
-            total = counts[members].sum()
-            drawn[:, members] = rng.multinomial(total, counts[members] / total, size=rows)
+            drawn[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=rows)
         for number, column in enumerate(columns):
             positive = np.where(classes == int(column[-1]), drawn, 0)
             tallies = [
@@ -262,11 +274,6 @@ def bootstrap_areas(
                 for part in (positive, drawn - positive)
             ]
             areas[start : start + rows, number] = _areas(*tallies)
-    if coarse:
-        for number, column in enumerate(columns):
-            kind = column[-1]
-            grouped = roc_auc_score(classes == int(kind), ranks[number], sample_weight=counts)
-            areas[:, number] += roc_auc_score(joined[f"true_{kind}"], joined[column]) - grouped
     return areas
 
 
@@ -327,21 +334,29 @@ class Report:
     """All that is said of one set of predictions.
 
     Attributes:
-        areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's.
-        bootstrapped: the same three by the bootstrap alone, as a cross-check.
+        areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's, or beyond 10,000 pictures
+            with the normal one of :func:`stratified_error`.
+        methods: the names of the three.
+        bootstrapped: the three by the bootstrap alone, as a cross-check; None beyond 10,000 pictures.
         ranks: their places among the 23 entries.
-        points: melanoma at the given threshold with Wilson's intervals, and at the thresholds that reach the
-            challenge's sensitivities with the bootstrap's.
+        points: melanoma at the given threshold, and at the thresholds that reach the challenge's sensitivities; see
+            :func:`points_at_sensitivities` for what the intervals of those mean.
         average_precision: of melanoma and of seborrheic keratosis.
         calibration: of melanoma and of seborrheic keratosis.
     """
 
     areas: dict[int, Estimate]
-    bootstrapped: dict[int, Estimate]
+    methods: dict[int, str]
+    bootstrapped: dict[int, Estimate] | None
     ranks: dict[int, int]
     points: list[OperatingPoint]
     average_precision: dict[int, float]
     calibration: dict[int, Calibration]
+
+
+def methods(joined: pd.DataFrame) -> dict[int, str]:
+    """Return how each category's interval and test are made."""
+    return {1: "DeLong", 2: "DeLong", 3: "bootstrap" if len(joined) <= LARGE else "normal"}
 
 
 def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
@@ -352,14 +367,21 @@ def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMP
         threshold: of the first operating point.
         resamples, seed: of the bootstrap.
     """
-    resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
-    resampled = np.column_stack([resampled, resampled.mean(axis=1)])
     scores = dict(enumerate(score(joined), start=1))
-    bootstrapped = {k: percentile_interval(scores[k], resampled[:, k - 1]) for k in scores}
     areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)}
+    if len(joined) > LARGE:
+        bootstrapped = None
+        half = Z * stratified_error(joined, {"task_1": 0.5, "task_2": 0.5})
+        areas[3] = Estimate(scores[3], max(0.0, scores[3] - half), min(1.0, scores[3] + half))
+    else:
+        resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
+        resampled = np.column_stack([resampled, resampled.mean(axis=1)])
+        bootstrapped = {k: percentile_interval(scores[k], resampled[:, k - 1]) for k in scores}
+        areas[3] = bootstrapped[3]
     truth, melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
     return Report(
-        areas={**areas, 3: bootstrapped[3]},
+        areas=areas,
+        methods=methods(joined),
         bootstrapped=bootstrapped,
         ranks={k: rank_in_challenge(k, area) for k, area in scores.items()},
         points=[
@@ -374,20 +396,22 @@ def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMP
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[int, Comparison]:
-    """Compare two predictions of the same pictures: categories 1 and 2 by DeLong's test, 3 by the bootstrap.
+    """Compare two predictions of the same pictures: categories 1 and 2 by DeLong's test, 3 as :func:`methods` says.
 
     Args:
         first, second: as ``derma.tables.join`` returns them, with the same truth.
         resamples, seed: of the bootstrap.
     """
     both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
-    columns = ("task_1", "task_2", "other_task_1", "other_task_2")
-    resampled = bootstrap_areas(both, columns, resamples, seed)
-    differences = resampled[:, :2].mean(axis=1) - resampled[:, 2:].mean(axis=1)
-    return {
-        **{k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in (1, 2)},
-        3: bootstrap_test(score(first)[2] - score(second)[2], differences),
-    }
+    result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in (1, 2)}
+    difference = score(first)[2] - score(second)[2]
+    weights = {"task_1": 0.5, "task_2": 0.5, "other_task_1": -0.5, "other_task_2": -0.5}
+    if len(both) > LARGE:
+        result[3] = _normal_test(difference, stratified_error(both, weights))
+    else:
+        resampled = bootstrap_areas(both, list(weights), resamples, seed)
+        result[3] = bootstrap_test(difference, resampled @ list(weights.values()))
+    return result
 
 
 def ensemble(tables: list[pd.DataFrame], by_rank: bool = False) -> pd.DataFrame:
@@ -459,8 +483,9 @@ def points_at_sensitivities(
 ) -> list[OperatingPoint]:
     """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the very pictures they are judged on.
 
-    So their intervals are the bootstrap's, with the threshold chosen anew in every resample: Wilson's would take it for
-    given, and be far too narrow.
+    The sensitivity's interval is Wilson's, for the threshold as printed. Those of specificity, PPV and NPV answer what
+    they are where the sensitivity is the goal: they are the bootstrap's, with the threshold chosen anew in every
+    resample, since Wilson's would take it for given and be far too narrow.
 
     Args:
         truth: (N,) 0 or 1, both present.
@@ -470,23 +495,18 @@ def points_at_sensitivities(
     """
     false, true = _resampled_rates(truth, probabilities, resamples, seed)
     positives = int(np.asarray(truth).sum())
+    negatives = len(truth) - positives
     points = []
     for goal in goals:
         point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
-        reached = np.argmax(true >= goal - 1e-9, axis=1)[:, None]
-        false_rate, sensitivity = (np.take_along_axis(rates, reached, axis=1)[:, 0] for rates in (false, true))
-        hits, alarms = sensitivity * positives, false_rate * (len(truth) - positives)
-        quiet = len(truth) - hits - alarms
-        # Where a resample calls nobody negative, its NPV is not defined and says nothing.
-        npv = 1 - (positives - hits)[quiet > 0.5] / quiet[quiet > 0.5]
+        false_rate = np.array([np.interp(goal, each_true, each_false) for each_true, each_false in zip(true, false)])
+        hits, alarms = goal * positives, false_rate * negatives
         resampled = {
-            "sensitivity": sensitivity, "specificity": 1 - false_rate, "ppv": hits / (hits + alarms), "npv": npv,
-        }  # fmt: skip
-        intervals = {
-            name: percentile_interval(getattr(point, name).value, values)
-            for name, values in resampled.items()
-            if len(values)
+            "specificity": 1 - false_rate,
+            "ppv": hits / (hits + alarms),
+            "npv": (negatives - alarms) / np.maximum(negatives - alarms + positives - hits, 1e-9),
         }
+        intervals = {name: percentile_interval(getattr(point, name).value, each) for name, each in resampled.items()}
         points.append(replace(point, **intervals))
     return points
 

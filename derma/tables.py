@@ -113,6 +113,8 @@ def _shown(value: str) -> str:
 
 
 def _is_number(text: str) -> bool:
+    if not text.isascii() or "_" in text:  # which Python reads as numbers too
+        return False
     try:
         float(text)
     except ValueError:
@@ -143,10 +145,13 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
 
 def _numbers(values: list[str]) -> np.ndarray:
     """Return float64 numbers, NaN where a field is none."""
+    together = "".join(values)
     try:
-        return np.array(values, dtype=np.float64)
+        if together.isascii() and "_" not in together:
+            return np.array(values, dtype=np.float64)
     except ValueError:
-        return np.array([float(value) if _is_number(value) else np.nan for value in values])
+        pass
+    return np.array([float(value) if _is_number(value) else np.nan for value in values])
 
 
 def _stems(identifiers: list[str]) -> list[str]:
@@ -181,11 +186,13 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
         TableError: the file is missing, empty, binary, or has another header; a row has not three fields; an Id is
             empty or stands twice; a value is not a finite number from 0 to 1 (for the truth: neither 0 nor 1).
     """
+    collecting = gc.isenabled()
     gc.disable()  # a million rows are millions of small objects, and none of them garbage: looking takes half the time
     try:
         return _read_table(Path(file), truth)
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def _read_table(file: Path, truth: bool) -> Table:
@@ -286,9 +293,9 @@ def write_table(table: pd.DataFrame, file: str | os.PathLike, decimals: int = 6)
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".part")
-    table.to_csv(partial, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
     try:
+        table.to_csv(partial, index=False, float_format=f"%.{decimals}f", lineterminator="\n")
         os.replace(partial, file)
     except OSError:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
         raise

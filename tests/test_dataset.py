@@ -83,6 +83,24 @@ def test_class_of_which_nothing_can_be_read(data_folder):
     refuses(data_folder, str(Path("test") / "nevus"), "none of this class's pictures can be read", "empty file")
 
 
+def test_pictures_in_hidden_folders_do_not_count(data_folder):
+    for name in (".thumbs", "__MACOSX"):
+        hidden = data_folder / "train" / "nevus" / name
+        hidden.mkdir()
+        shutil.copy(data_folder / "train" / "nevus" / "DRAWN_0100000.jpg", hidden / "thumb.jpg")
+    data = LesionData(data_folder)
+    assert data.counts.loc["train", "nevus"] == len(data.split("train").ids) / 2 == 12
+
+
+def test_pictures_with_an_ending_that_is_not_read_are_listed(data_folder):
+    nevi = data_folder / "train" / "nevus"
+    (nevi / "DRAWN_0100000.jpg").rename(nevi / "DRAWN_0100000.jfif")
+    data = LesionData(data_folder)
+    assert data.counts.loc["train", "nevus"] == 11
+    assert Path(data.unreadable["file"][0]).name == "DRAWN_0100000.jfif"
+    assert "save it as JPEG or PNG" in data.unreadable["reason"][0]
+
+
 def test_a_folder_in_a_class_folder(data_folder):
     (data_folder / "train" / "nevus" / "more").mkdir()
     refuses(data_folder, str(Path("nevus") / "more"), "inside a class folder")

@@ -51,7 +51,10 @@ def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(notebook, tmp_p
 
 def test_what_is_no_notebook(tmp_path, capfd):
     (tmp_path / "bad.ipynb").write_text("no")
-    for name in ("none.ipynb", "bad.ipynb"):
+    (tmp_path / "list.ipynb").write_text("[]")
+    (tmp_path / "empty.ipynb").write_text("{}")
+    (tmp_path / "bytes.ipynb").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.ipynb", "bad.ipynb", "list.ipynb", "empty.ipynb", "bytes.ipynb"):
         assert main([str(tmp_path / name), str(tmp_path / "out.ipynb")]) == 2
         error = capfd.readouterr().err
         assert name in error and error.count("\n") == 1
@@ -61,6 +64,18 @@ def test_a_line_in_two_messages_is_shown_whole(notebook, tmp_path, capfd):
     file = notebook("import time\nprint('first ', end='', flush=True)\ntime.sleep(0.3)\nprint('second')")
     assert main([str(file), str(tmp_path / "new" / "out.ipynb")]) == 0
     assert capfd.readouterr().out == "first second\n"
+
+
+def test_an_output_that_is_a_folder_is_noticed_before_the_run(notebook, tmp_path, capfd):
+    (tmp_path / "folder").mkdir()
+    file = notebook("from pathlib import Path\nPath('ran').touch()")
+    assert main([str(file), str(tmp_path / "folder")]) == 2
+    assert "folder: is a folder" in capfd.readouterr().err and not (tmp_path / "ran").exists()
+
+
+def test_a_kernel_that_dies(notebook, tmp_path, capfd):
+    assert main([str(notebook("import os\nos._exit(1)")), str(tmp_path / "out.ipynb")]) == 2
+    assert "the kernel died" in capfd.readouterr().err
 
 
 def test_in_place(notebook, tmp_path):

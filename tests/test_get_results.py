@@ -158,6 +158,28 @@ def test_a_reader_that_has_seen_enough(files):
     assert done.stdout == "Category 1 Score: 0.917\n" and "written" not in done.stderr
 
 
+@pytest.mark.parametrize("name", [".", "/", "nowhere/results.csv", "ground_truth.csv/x"])
+def test_odd_paths(files, name, capsys):
+    for arguments in ([name], ["--ensemble", name, "results.csv"], ["results.csv", "--compare", name]):
+        assert get_results.main([*arguments, "--figures", "none"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_closed_output_and_a_terminal_without_the_names_letters(files):
+    (files / "ü.csv").write_text(RESULTS)
+    script = f"{sys.executable} {ROOT / 'get_results.py'} --figures none --ensemble ü.csv results.csv"
+    for command in (f"{script} >&-", f"PYTHONIOENCODING=ascii {script}"):
+        done = subprocess.run(["bash", "-c", command], cwd=files, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_json_keeps_the_scores_when_figures_cannot_be_written(files, capsys):
+    (files / "taken").write_text("")
+    assert get_results.main(["results.csv", "--json", "--figures", "taken"]) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert result["areas"]["1"]["value"] == pytest.approx(5.5 / 6) and result["figures"] == []
+
+
 def test_few_pictures_of_a_class_are_warned_of(files, capsys):
     assert get_results.main(["results.csv", "--figures", "none"]) == 0
     assert "2 melanomas among 5 pictures: too few" in capsys.readouterr().err
@@ -172,6 +194,8 @@ def test_show_opens_windows(files, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["--ensemble", "results.csv", "--out", "."],
+        ["--ensemble", "results.csv", "--out", ""],
         ["results.csv", "--seed", "-1"],
         ["results.csv", "--resamples", "99999999999999999999"],
         ["results.csv", "--show", "--figures", "none"],

@@ -39,7 +39,7 @@ def test_nothing_is_overwritten_and_nothing_half_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "_draw_job", int)  # a job is a tuple: fails in the worker
     with pytest.raises(TypeError):
         draw_sample(tmp_path / "new", {"train": (1, 1, 1), "valid": (1, 1, 1), "test": (1, 1, 1)}, (32, 32))
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_command_line(tmp_path, capsys):
@@ -56,7 +56,14 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--size", "10x10"], ["--size", "large"], ["--counts", "9", "9"], ["--counts", "2", "9", "9"], ["--seed", "-1"]],
+    [
+        ["--size", "10x10"],
+        ["--size", "large"],
+        ["--size", "70000x40"],
+        ["--counts", "9", "9"],
+        ["--counts", "2", "9", "9"],
+        ["--seed", "-1"],
+    ],
 )
 def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
