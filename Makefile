@@ -25,6 +25,7 @@ test: .venv/installed-dev
 
 # Executes the notebooks in place on the drawn sample: what is committed. The published results.csv stays as it is.
 notebooks: .venv/installed
+	rm -rf data/sample
 	for notebook in $(NOTEBOOKS); do \
 		env -i PATH="$$PATH" HOME="$$HOME" DERMA_RESULTS=models/sample/results.csv \
 			$(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; \

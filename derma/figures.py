@@ -23,7 +23,7 @@ def _save(figure: Figure, file: Path | None) -> Figure:
     if file is not None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         # No software or date in the file: the same numbers give the same bytes.
-        figure.savefig(file, dpi=120, metadata={"Software": None})
+        figure.savefig(file, dpi=120, bbox_inches="tight", metadata={"Software": None})
     return figure
 
 

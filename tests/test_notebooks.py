@@ -141,6 +141,12 @@ def test_committed_classifier_learnt_the_sample():
     assert float(re.search(r"Category 3 Score: ([\d.]+)", text)[1]) >= 0.90
 
 
+def test_readme_shows_what_the_committed_notebook_printed():
+    text = printed(nbformat.read(ROOT / CLASSIFICATION, as_version=4))
+    scores = re.findall(r"Category \d Score: [\d.]+", text)
+    assert len(scores) == 3 and "\n".join(scores) in (ROOT / "README.md").read_text()
+
+
 def test_published_files_belong_together(published):
     results, truth = (pd.read_csv(published / name) for name in ("results.csv", "ground_truth.csv"))
     assert results["Id"].tolist() == truth["Id"].tolist()
