@@ -47,7 +47,7 @@ def peak_memory(originals: Path, out: Path) -> tuple[float, float]:
     script = out.parent / "peak.py"
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)
-    own, worker = map(float, done.stdout.split())
+    own, worker = map(float, done.stdout.split()[-2:])
     return own, worker
 
 

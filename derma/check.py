@@ -41,7 +41,7 @@ def compare_with_official(data: LesionData) -> pd.DataFrame:
     problems = [(name, "missing") for name in official.index.difference(here.index)]
     problems += [(name, "not one of the official images") for name in here.index.difference(official.index)]
     problems += [(name, "twice") for name in here.index[here.index.duplicated()].unique()]
-    both = here[~here.index.duplicated()].join(official, rsuffix="_official", how="inner")
+    both = here[~here.index.duplicated()].join(official.add_suffix("_official"), how="inner")
     moved = both[(both["split"] != both["split_official"]) | (both["class"] != both["class_official"])]
     for name, row in moved.iterrows():
         where = f"in {row['split']}/{row['class']}, belongs in {row['split_official']}/{row['class_official']}"
