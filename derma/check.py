@@ -68,6 +68,29 @@ def find_leaks(data: LesionData) -> pd.DataFrame:
     return pairs
 
 
+def training_leaks(data: LesionData) -> pd.DataFrame:
+    """Return the training pictures that show a photograph of the validation or the test split.
+
+    Args:
+        data: an opened folder; its extra pictures, if any, are looked at too.
+
+    Returns:
+        A row for each pair: ``train`` (its file), ``other`` (the file it shares a photograph with), ``split`` (of the
+        other) and ``fine`` (see :func:`derma.duplicates.find_duplicates`).
+    """
+    owner = {path: split for split in SPLITS for path, _ in data.split(split).samples}
+    pairs = find_duplicates(list(owner), groups=[split == "train" for split in owner.values()])
+    flipped = [owner[first] != "train" for first in pairs["first"]]
+    return pd.DataFrame(
+        {
+            "train": pairs["second"].where(flipped, pairs["first"]),
+            "other": (other := pairs["first"].where(flipped, pairs["second"])),
+            "split": other.map(owner),
+            "fine": pairs["fine"],
+        }
+    )
+
+
 def draw_sheet(pairs: pd.DataFrame, side: int = 128, columns: int = 5) -> Image.Image:
     """Return a sheet of pairs side by side, the second turned as the first, with their names and agreement.
 

@@ -87,6 +87,7 @@ class LesionFolder(ImageFolder):
         root: the split's folder.
         transform: applied to the PIL picture.
         loader: reads one picture; see :func:`load_image`.
+        extra: a folder of further pictures in class folders, not all of which need be there.
 
     Attributes:
         ids: each item's path below the repository's root, ``data/<name>/<split>/<class>/<file>``.
@@ -95,8 +96,15 @@ class LesionFolder(ImageFolder):
         DatasetError: a class folder is missing, unknown or empty.
     """
 
-    def __init__(self, root: Path, transform: Callable | None = None, loader: Callable = load_image):
+    def __init__(
+        self,
+        root: Path,
+        transform: Callable | None = None,
+        loader: Callable = load_image,
+        extra: Path | None = None,
+    ):
         super().__init__(root, transform=transform, loader=loader, allow_empty=True)
+        self.extra = extra
         # ImageFolder goes down into folders within: hidden ones hold thumbnails and the like, others are refused below.
         self.leave_out({path for path, target in self.samples if Path(path).parent != Path(root) / CLASSES[target]})
         for name, target in self.class_to_idx.items():
@@ -109,6 +117,9 @@ class LesionFolder(ImageFolder):
                 raise DatasetError(
                     f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there."
                 )
+        if extra is not None:
+            self.samples += _extra_samples(extra)
+            self.leave_out(set())
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the project's classes in their fixed order; any other set of folders is an error."""
@@ -131,10 +142,36 @@ class LesionFolder(ImageFolder):
     def ids(self) -> list[str]:
         # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
         split = Path(self.root).absolute()
+        folders = {str(Path(self.root)): f"{split.parent.name}/{split.name}"}
+        if self.extra is not None:
+            folders[str(self.extra)] = self.extra.absolute().name
         return [
-            f"data/{split.parent.name}/{split.name}/{CLASSES[target]}/{Path(path).name}"
+            f"data/{folders[str(Path(path).parent.parent)]}/{CLASSES[target]}/{Path(path).name}"
             for path, target in self.samples
         ]
+
+
+def _extra_samples(extra: Path) -> list[tuple[str, int]]:
+    """Return the pictures of a folder of class folders as ``(path, target)``."""
+    if not extra.is_dir():
+        raise DatasetError(
+            f"{extra}: no such folder; set DERMA_EXTRA to a folder that holds {', '.join(CLASSES)}, or leave it out."
+        )
+    folders = sorted(entry.name for entry in extra.iterdir() if entry.is_dir() and entry.name[0] not in "._")
+    for name in folders:
+        if name not in CLASSES:
+            raise DatasetError(
+                f"{extra / name}: unknown class folder; extra pictures lie in {', '.join(CLASSES)} and no other."
+            )
+    samples = [
+        (str(path), CLASSES.index(name))
+        for name in folders
+        for path in sorted((extra / name).iterdir())
+        if path.suffix.lower() in IMG_EXTENSIONS and path.name[0] not in "._"
+    ]
+    if not samples:
+        raise DatasetError(f"{extra}: no pictures in its class folders; put some there, or leave DERMA_EXTRA out.")
+    return samples
 
 
 class LesionData:
@@ -145,18 +182,19 @@ class LesionData:
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``.
+        extra: a folder of class folders whose pictures join the training split; see ``derma.fetch --extra``.
 
     Attributes:
         name: the folder's own name; outputs go to ``models/<name>`` and ``images/<name>``.
-        counts: pictures for each split (row) and class (column), with totals.
         unreadable: one row for each picture left out: its path and the reason.
 
     Raises:
         DatasetError: the layout is wrong, a class is empty, or none of its pictures can be read.
     """
 
-    def __init__(self, root: str | os.PathLike):
+    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None):
         self.root = Path(root)
+        self.extra = None if extra is None else Path(extra)
         self.name = self.root.absolute().name
         if not self.root.is_dir():
             raise DatasetError(
@@ -168,7 +206,8 @@ class LesionData:
                 raise DatasetError(
                     f"{self.root}: the split folder '{split}' is missing; a data folder holds {', '.join(SPLITS)}."
                 )
-        folders = {split: LesionFolder(self.root / split) for split in SPLITS}
+        self._left_out = set()
+        folders = {split: self.split(split) for split in SPLITS}
         paths = [path for folder in folders.values() for path, _ in folder.samples]
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
@@ -180,7 +219,6 @@ class LesionData:
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self._left_out = set(reasons)
 
-        counts = {}
         for split, folder in folders.items():
             folder.leave_out(self._left_out)
             stems = pd.Series([Path(path).stem for path, _ in folder.samples])
@@ -190,9 +228,8 @@ class LesionData:
                 raise DatasetError(
                     f"{self.root / split}: two pictures are named '{name}'; give each a name of its own."
                 )
-            counts[split] = [folder.targets.count(target) for target in range(len(CLASSES))]
-            for name, count in zip(CLASSES, counts[split], strict=True):
-                if count == 0:
+            for target, name in enumerate(CLASSES):
+                if target not in folder.targets:
                     first, reason = next(
                         (p, r) for p, r in reasons.items() if Path(p).parent == self.root / split / name
                     )
@@ -200,9 +237,47 @@ class LesionData:
                         f"{self.root / split / name}: none of this class's pictures can be read "
                         f"({Path(first).name}: {reason}); replace them."
                     )
-        self.counts = pd.DataFrame.from_dict(counts, orient="index", columns=list(CLASSES))
-        self.counts["all"] = self.counts.sum(axis=1)
-        self.counts.loc["all"] = self.counts.sum()
+
+        self._check_extra_names()
+
+    def _check_extra_names(self) -> None:
+        """Refuse extra pictures with the name of one in validation or test: they would be the same picture."""
+        if self.extra is None:
+            return
+        owner = {Path(path).stem: path for split in SPLITS[1:] for path, _ in self.split(split).samples}
+        for path, _ in _extra_samples(self.extra):
+            if Path(path).stem in owner:
+                raise DatasetError(
+                    f"{path}: has the name of {owner[Path(path).stem]}, which must not be trained on; remove it."
+                )
+
+    @property
+    def counts(self) -> pd.DataFrame:
+        """Pictures for each split (row) and class (column), with totals."""
+        counts = {split: self.split(split).targets for split in SPLITS}
+        table = pd.DataFrame(
+            [[targets.count(target) for target in range(len(CLASSES))] for targets in counts.values()],
+            index=list(SPLITS),
+            columns=list(CLASSES),
+        )
+        table["all"] = table.sum(axis=1)
+        table.loc["all"] = table.sum()
+        return table
+
+    def leave_out(self, paths: set[str]) -> None:
+        """Drop pictures from every split, such as those that :func:`derma.check.training_leaks` finds.
+
+        Args:
+            paths: files, as in the ``samples`` of :meth:`split`.
+
+        Raises:
+            DatasetError: a class of a split would be left without pictures; nothing is dropped then.
+        """
+        for split in SPLITS:
+            left = {target for path, target in self.split(split).samples if path not in paths}
+            for target in sorted(set(range(len(CLASSES))) - left):
+                raise DatasetError(f"{self.root / split / CLASSES[target]}: no picture would be left in this class.")
+        self._left_out |= paths
 
     def split(self, split: str, transform: Callable | None = None, short_side: int | None = None) -> LesionFolder:
         """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures.
@@ -212,7 +287,8 @@ class LesionData:
             transform: applied to the PIL picture.
             short_side: how small a JPEG may be decoded, in pixels; see :func:`load_image`.
         """
-        folder = LesionFolder(self.root / split, transform, partial(load_image, short_side=short_side))
+        loader = partial(load_image, short_side=short_side)
+        folder = LesionFolder(self.root / split, transform, loader, self.extra if split == "train" else None)
         folder.leave_out(self._left_out)
         return folder
 

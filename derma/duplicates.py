@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import fft
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
@@ -84,15 +85,17 @@ def propose(thumbnails: np.ndarray) -> pd.DataFrame:
     return table.drop_duplicates(ignore_index=True)
 
 
+# --- the fine measure ------------------------------------------------------------------------------------------------
+
 WINDOW = np.outer(np.hanning(SIDE), np.hanning(SIDE)).astype(np.float32)
 
 
-def _spectrum(picture: np.ndarray) -> np.ndarray:
-    """Fourier transform of a picture's fine detail, of unit energy and locally even contrast."""
+def _detail(picture: np.ndarray) -> np.ndarray:
+    """Return a picture's fine detail, of unit energy and locally even contrast."""
     detail = picture - gaussian_filter(picture, 3)
     detail = detail / (np.sqrt(gaussian_filter(detail * detail, 6)) + 2) * WINDOW
     detail -= detail.mean()
-    return np.fft.rfft2(detail / max(float(np.linalg.norm(detail)), 1e-6))
+    return detail / max(float(np.linalg.norm(detail)), 1e-6)
 
 
 def _rescale(picture: np.ndarray, scale: float) -> np.ndarray:
@@ -105,31 +108,46 @@ def _rescale(picture: np.ndarray, scale: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
 
 
+def _scaled_details(picture: np.ndarray) -> np.ndarray:
+    """Return the fine detail of a picture at each of SCALES, (5, SIDE, SIDE)."""
+    picture = picture.astype(np.float32)
+    return np.stack([_detail(_rescale(picture, scale)) for scale in SCALES])
+
+
+def _highest_correlation(first: np.ndarray, seconds: np.ndarray) -> float:
+    """Return the highest correlation over small shifts of a detail (SIDE, SIDE) with several (M, SIDE, SIDE)."""
+    product = fft.rfft2(first) * np.conj(fft.rfft2(seconds))
+    surface = fft.irfft2(product, s=first.shape)
+    # The shifts by -MOST_SHIFT to MOST_SHIFT lie in the four corners.
+    shifts = np.r_[: MOST_SHIFT + 1, -MOST_SHIFT:0]
+    return float(surface[:, shifts[:, None], shifts].max())
+
+
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Return the highest correlation of two thumbnails' fine detail over small shifts and scales, at most 1.
 
     Args:
         first, second: (SIDE, SIDE) grey values, in the same orientation.
     """
-    one, second, best = _spectrum(first.astype(np.float32)), second.astype(np.float32), -1.0
-    for scale in SCALES:
-        other = _spectrum(_rescale(second, scale))
-        surface = np.fft.fftshift(np.fft.irfft2(one * np.conj(other), s=first.shape))
-        middle = slice(SIDE // 2 - MOST_SHIFT, SIDE // 2 + MOST_SHIFT + 1)
-        best = max(best, float(surface[middle, middle].max()))
-    return best
+    return _highest_correlation(_detail(first.astype(np.float32)), _scaled_details(second))
 
 
-def _agreements(job: tuple[np.ndarray, np.ndarray]) -> list[float]:
-    firsts, seconds = job
-    return [agreement(first, second) for first, second in zip(firsts, seconds, strict=True)]
+def _agreements(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[float]:
+    """Return one picture's agreement with several others, each in an orientation of the one."""
+    second, firsts, orientations = job
+    details = _scaled_details(second)  # made once: turning them later is the same as turning the picture first
+    return [
+        _highest_correlation(_detail(first.astype(np.float32)), orient(details, orientation))
+        for first, orientation in zip(firsts, orientations, strict=True)
+    ]
 
 
-def find_duplicates(files: Sequence[str | os.PathLike]) -> pd.DataFrame:
+def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None = None) -> pd.DataFrame:
     """Return all pairs of files that show the same photograph, the most alike first.
 
     Args:
         files: readable pictures.
+        groups: one label for each file; only pairs across groups are looked for. All pairs by default.
 
     Returns:
         Columns ``first``, ``second`` (files), ``kind`` (``"same bytes"`` or ``"near"``), ``fine`` (the correlation of
@@ -139,14 +157,19 @@ def find_duplicates(files: Sequence[str | os.PathLike]) -> pd.DataFrame:
     with ProcessPoolExecutor() as pool:
         thumbnails = np.stack(list(pool.map(thumbnail, files, chunksize=32)))
         pairs = propose(thumbnails)
-        jobs = (
-            (
-                thumbnails[part["first"]],
-                np.stack([orient(thumbnails[b], o) for b, o in zip(part["second"], part["orientation"], strict=True)]),
+        if groups is not None:
+            groups = np.asarray(groups)
+            pairs = pairs[groups[pairs["first"]] != groups[pairs["second"]]]
+        pairs = pairs.sort_values("second", kind="stable", ignore_index=True)
+        parts = [part for _, part in pairs.groupby("second")]
+        fine = []
+        for start in range(0, len(parts), 1024):  # the pool queues all that it is given, pictures included
+            jobs = (
+                (thumbnails[part["second"].iloc[0]], thumbnails[part["first"]], part["orientation"].to_numpy())
+                for part in parts[start : start + 1024]
             )
-            for part in (pairs.iloc[start : start + 64] for start in range(0, len(pairs), 64))
-        )
-        pairs["fine"] = [value for values in pool.map(_agreements, jobs) for value in values]
+            fine += [value for values in pool.map(_agreements, jobs, chunksize=32) for value in values]
+        pairs["fine"] = np.array(fine, float)
     pairs = pairs[pairs["fine"] >= LEAST_FINE].sort_values("fine", ascending=False, kind="stable")
     pairs = pairs.drop_duplicates(["first", "second"])  # a round lesion may match in two orientations; the best stays
     digests = {
