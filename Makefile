@@ -1,5 +1,6 @@
 # make run    draw the sample, execute the notebooks on it, score the results
 # make test   check the code's style and run the tests
+# make data   fetch the challenge's pictures into data/isic2017, and check them
 # DERMA_DATA=data/isic2017 make run    the same on the challenge's pictures
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ DERMA_DATA ?= data/sample
 OUT := models/$(notdir $(DERMA_DATA:/=))
 NOTEBOOKS := skin_lesion_classification.ipynb
 
-.PHONY: run test test-lowest notebooks lock clean
+.PHONY: run data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
@@ -17,6 +18,11 @@ run: .venv/installed
 	done
 	$(BIN)/python get_results.py $(OUT)/results.csv
 	@echo "The executed notebooks and their results are in $(OUT)/."
+
+# FETCH: options for derma.fetch, such as FETCH='--source udacity'
+data: .venv/installed
+	$(BIN)/python -m derma.fetch data/isic2017 $(FETCH)
+	$(BIN)/python -m derma.check data/isic2017
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

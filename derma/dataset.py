@@ -71,10 +71,10 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
     return None
 
 
-def _pictures_by_another_name(split: Path) -> list[Path]:
+def _pictures_by_another_name(folder: Path) -> list[Path]:
     """Files that Pillow would take for pictures by their ending, and ImageFolder would pass over in silence."""
     known = set(Image.registered_extensions()) - set(IMG_EXTENSIONS) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
-    files = (path for name in CLASSES for path in (split / name).iterdir())
+    files = (path for name in CLASSES if (folder / name).is_dir() for path in (folder / name).iterdir())
     return sorted(path for path in files if path.suffix.lower() in known and path.name[0] not in "._")
 
 
@@ -213,9 +213,8 @@ class LesionData:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
             reasons = dict(zip(paths, pool.map(why_unreadable, paths), strict=True))
         reasons = {path: reason for path, reason in reasons.items() if reason}
-        reasons |= {
-            str(path): OTHER_ENDING for split in SPLITS for path in _pictures_by_another_name(self.root / split)
-        }
+        roots = [self.root / split for split in SPLITS] + ([self.extra] if self.extra is not None else [])
+        reasons |= {str(path): OTHER_ENDING for root in roots for path in _pictures_by_another_name(root)}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self._left_out = set(reasons)
 

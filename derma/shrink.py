@@ -19,10 +19,12 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
 from PIL import Image, ImageCms, ImageOps
 from tqdm import tqdm
 
@@ -91,6 +93,32 @@ def shrink(source: str | os.PathLike | bytes, short_side: int = SHORT_SIDE) -> I
         raise Refused(str(error) or type(error).__name__) from None
 
 
+class Busy(Exception):
+    """Another process writes into the folder; the message is one sentence that says what to do."""
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process, and clear away what a killed one left half written.
+
+    Args:
+        folder: made if it does not exist. The lock is ``.<name>.lock`` beside it, and goes with the process.
+
+    Raises:
+        Busy: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.absolute().parent / f".{folder.absolute().name}.lock", timeout=0):
+            for partial in folder.rglob("*.part"):
+                partial.unlink()
+            yield
+    except LockTimeout:
+        raise Busy(
+            f"{folder}: another process is writing into it; wait for it to end, or name another folder."
+        ) from None
+
+
 def write_jpeg(picture: Image.Image, file: Path) -> None:
     """Write a JPEG of quality 95 without chroma subsampling, all or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +130,7 @@ def write_jpeg(picture: Image.Image, file: Path) -> None:
 # --- a whole folder or zip -------------------------------------------------------------------------------------------
 
 
-def _unsafe(member: zipfile.ZipInfo) -> str | None:
+def unsafe(member: zipfile.ZipInfo) -> str | None:
     """Return why a zip's member must not be unpacked, or None."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
@@ -122,7 +150,7 @@ def _find(originals: Path) -> Iterator[tuple[str, str | None]]:
         members = [(path.relative_to(originals).as_posix(), None) for path in originals.rglob("*") if path.is_file()]
     else:
         with zipfile.ZipFile(originals) as archive:
-            members = [(each.filename, _unsafe(each)) for each in archive.infolist() if not each.is_dir()]
+            members = [(each.filename, unsafe(each)) for each in archive.infolist() if not each.is_dir()]
     for name, reason in sorted(members):
         path = PurePosixPath(name)
         if any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
@@ -167,10 +195,16 @@ def shrink_all(
 
     Raises:
         FileNotFoundError, zipfile.BadZipFile: there are no such originals.
+        Busy: another process writes into ``out``.
     """
     originals, out = Path(originals), Path(out)
     if not originals.exists():
         raise FileNotFoundError(f"{originals}: no such folder or zip; name the originals.")
+    with writing_into(out):
+        return _shrink_into(originals, out, short_side, workers)
+
+
+def _shrink_into(originals: Path, out: Path, short_side: int, workers: int | None) -> pd.DataFrame:
     refused, jobs, taken = [], [], {}
     for name, reason in _find(originals):
         target = out / PurePosixPath(name).with_suffix(".jpg")
@@ -182,7 +216,6 @@ def shrink_all(
         taken[target] = name
         if not target.exists():
             jobs.append((originals, name, target, short_side))
-    out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
         # The jobs are names alone: what waits in the queue takes no memory to speak of.
         results = pool.map(_shrink_one, jobs, chunksize=4)
@@ -205,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = shrink_all(options.originals, options.out, options.short_side)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, Busy) as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
