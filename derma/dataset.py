@@ -7,13 +7,18 @@ imported by a DataLoader's worker process, whatever the start method.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import psutil
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
@@ -50,6 +55,11 @@ def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
             picture.draft("RGB", (short_side, short_side))
         picture.load()
         return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def load_square(path: str | os.PathLike, side: int) -> Image.Image:
+    """Decode one picture and squeeze it whole into a square of ``side`` pixels; errors as :func:`load_image`."""
+    return load_image(path, side).resize((side, side), Image.Resampling.BILINEAR)
 
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
@@ -278,18 +288,80 @@ class LesionData:
                 raise DatasetError(f"{self.root / split / CLASSES[target]}: no picture would be left in this class.")
         self._left_out |= paths
 
-    def split(self, split: str, transform: Callable | None = None, short_side: int | None = None) -> LesionFolder:
+    def split(self, split: str, transform: Callable | None = None, side: int | None = None) -> LesionFolder:
         """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures.
 
         Args:
             split: its name.
             transform: applied to the PIL picture.
-            short_side: how small a JPEG may be decoded, in pixels; see :func:`load_image`.
+            side: pictures are squeezed into squares of so many pixels; by default they stay as they are.
         """
-        loader = partial(load_image, short_side=short_side)
+        loader = load_image if side is None else partial(load_square, side=side)
         folder = LesionFolder(self.root / split, transform, loader, self.extra if split == "train" else None)
         folder.leave_out(self._left_out)
         return folder
+
+
+class KeptPictures(torch.utils.data.Dataset):
+    """The squares of a split, each decoded once, then kept for every epoch and every worker process.
+
+    They lie in a file that is mapped into memory: processes share it however they were started, and the system may put
+    parts of it aside when it needs the space. The file goes when the object does.
+
+    Args:
+        folder: a split of :class:`LesionData`, with a ``side``.
+        side: of its squares, in pixels.
+
+    Attributes:
+        nbytes: what the pictures take.
+    """
+
+    def __init__(self, folder: LesionFolder, side: int):
+        self.folder, self.nbytes = folder, self.size_of(folder, side)
+        self._shape = (len(folder), side, side, 3)
+        handle, self._file = tempfile.mkstemp(prefix="derma-")
+        os.truncate(handle, self.nbytes + len(folder))  # after the pictures, a byte for each: is it there?
+        os.close(handle)
+        self._pictures = self._there = None
+        weakref.finalize(self, _remove, self._file, os.getpid())
+
+    @staticmethod
+    def size_of(folder: LesionFolder, side: int) -> int:
+        """Return how many bytes the pictures of a split would take."""
+        return len(folder) * side * side * 3
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_pictures": None, "_there": None}  # each process maps the file itself
+
+    def __getitem__(self, index: int) -> tuple:
+        if self._pictures is None:
+            everything = np.memmap(self._file, np.uint8, mode="r+")
+            self._pictures, self._there = everything[: self.nbytes].reshape(self._shape), everything[self.nbytes :]
+        path, target = self.folder.samples[index]
+        if not self._there[index]:
+            self._pictures[index] = self.folder.loader(path)
+            self._there[index] = 1
+        picture = Image.fromarray(np.asarray(self._pictures[index]))
+        return picture if self.folder.transform is None else self.folder.transform(picture), target
+
+
+def _remove(file: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not a forked worker
+        Path(file).unlink(missing_ok=True)
+
+
+def keep_if_small(folder: LesionFolder, side: int) -> torch.utils.data.Dataset:
+    """Return a split whose pictures are decoded once and kept, if they take at most a quarter of the free memory.
+
+    Args:
+        folder: a split of :class:`LesionData`, with a ``side``.
+        side: of its squares, in pixels.
+    """
+    room = min(psutil.virtual_memory().available, shutil.disk_usage(tempfile.gettempdir()).free) / 4
+    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= room else folder
 
 
 def make_loader(

@@ -130,8 +130,8 @@ class Web:
             if attempt < self.retries and self.stopped.wait(pause):
                 break
         raise Unreachable(
-            f"{url}: no answer that could be used (tries: {attempt + 1}; the last: {problem}); check the connection and "
-            "run the same command again."
+            f"{url}: no answer that could be used (tries: {attempt + 1}; the last: {problem}); check the connection "
+            "and run the same command again."
         )
 
 

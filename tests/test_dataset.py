@@ -1,15 +1,27 @@
+import gc
 import multiprocessing
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from derma.dataset import CLASSES, DatasetError, LesionData, load_image, make_loader
+from derma.dataset import (
+    CLASSES,
+    DatasetError,
+    KeptPictures,
+    LesionData,
+    keep_if_small,
+    load_image,
+    load_square,
+    make_loader,
+)
 
 TO_TENSOR = v2.Compose([v2.ToImage(), v2.Resize((32, 32)), v2.ToDtype(torch.float32, scale=True)])
 
@@ -194,3 +206,99 @@ def test_workers_give_what_the_main_process_gives(drawn, method):
     loader = make_loader(train, 10, workers=1)
     loader.multiprocessing_context = method
     assert all(np.array_equal(a, b) for a, b in zip(alone, (batch for batch, _ in loader), strict=True))
+
+
+def test_squares_are_whole_pictures(tmp_path):
+    picture = Image.new("RGB", (800, 400), "red")
+    picture.paste("blue", (400, 0, 800, 400))
+    picture.save(tmp_path / "wide.jpg")
+    square = load_square(tmp_path / "wide.jpg", 60)
+    assert square.size == (60, 60)
+    assert square.getpixel((10, 30))[0] > 200 and square.getpixel((50, 30))[2] > 200
+
+
+class CountedReads:
+    """A loader that writes down what it reads; workers can be sent it."""
+
+    def __init__(self, log, side):
+        self.log, self.side = log, side
+
+    def __call__(self, path):
+        with self.log.open("a") as file:
+            file.write(f"{path}\n")
+        return load_square(path, self.side)
+
+
+@pytest.mark.parametrize("method", [m for m in ("spawn", "forkserver") if m in multiprocessing.get_all_start_methods()])
+def test_kept_pictures_are_decoded_once_and_shared_with_workers(drawn, method, tmp_path):
+    folder = LesionData(drawn).split("train", TO_TENSOR, 32)
+    expected = [picture for picture, _ in folder]
+    folder.loader = CountedReads(tmp_path / "reads", 32)
+    kept = KeptPictures(folder, 32)
+    loader = make_loader(kept, 7, workers=2)
+    loader.multiprocessing_context = method
+    for _ in range(3):
+        pictures = torch.cat([batch for batch, _ in loader])
+        assert all(torch.equal(a, b) for a, b in zip(pictures, expected, strict=True))
+    assert torch.equal(kept[5][0], expected[5])
+    assert len((tmp_path / "reads").read_text().splitlines()) == len(folder)
+
+
+def test_kept_pictures_leave_no_file(drawn):
+    kept = keep_if_small(LesionData(drawn).split("test", TO_TENSOR, 16), 16)
+    file = Path(kept._file)
+    assert file.stat().st_size == kept.nbytes + len(kept) == len(kept) * (16 * 16 * 3 + 1)
+    kept[0]
+    del kept
+    gc.collect()
+    assert not file.exists()
+
+
+def test_pictures_that_would_fill_the_memory_are_not_kept(drawn, monkeypatch):
+    folder = LesionData(drawn).split("test", TO_TENSOR, 16)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=len(folder) * 16 * 16 * 3 * 4 - 1))
+    assert keep_if_small(folder, 16) is folder
+
+
+def test_extra_pictures_join_the_training_split_alone(drawn, tmp_path):
+    extra = tmp_path / "more"
+    (extra / "nevus").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(extra / "nevus" / f"ISIC_{number}.jpg")
+    (extra / "nevus" / "torn.jpg").write_bytes(b"\xff\xd8")
+    (extra / "nevus" / "other.jfif").write_bytes(b"")
+    (extra / ".incoming").mkdir()
+    before, data = LesionData(drawn).counts, LesionData(drawn, extra)
+    assert (data.counts - before).loc["train"].tolist() == [0, 3, 0, 3]
+    assert (data.counts - before).loc[["valid", "test"]].to_numpy().sum() == 0
+    assert {Path(file).name for file in data.unreadable["file"]} == {"torn.jpg", "other.jfif"}
+    train = data.split("train", TO_TENSOR)
+    assert train.ids[-1] == "data/more/nevus/ISIC_2.jpg" and train[len(train) - 1][1] == 1
+
+
+@pytest.mark.parametrize("wrong", ["missing", "unknown", "empty", "official"])
+def test_wrong_extra_folders(drawn, tmp_path, wrong):
+    extra = tmp_path / "more"
+    says = "no such folder"
+    if wrong != "missing":
+        (extra / "nevus").mkdir(parents=True)
+        says = "no pictures"
+    if wrong == "unknown":
+        (extra / "naevus").mkdir()
+        says = "unknown class folder"
+    if wrong == "official":
+        shutil.copy(drawn / "test" / "nevus" / "DRAWN_2100000.jpg", extra / "nevus")
+        says = "must not be trained on"
+    with pytest.raises(DatasetError, match=says):
+        LesionData(drawn, extra)
+
+
+def test_left_out_pictures_are_gone_from_their_split(drawn):
+    data = LesionData(drawn)
+    gone = data.split("train").samples[0][0]
+    data.leave_out({gone})
+    assert data.counts.loc["train"].tolist() == [5, 12, 6, 23]
+    assert gone not in dict(data.split("train").samples)
+    with pytest.raises(DatasetError, match="no picture would be left"):
+        data.leave_out({path for path, target in data.split("valid").samples if target == 2})
+    assert data.counts.loc["valid", "seborrheic_keratosis"] == 2
