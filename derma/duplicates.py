@@ -142,6 +142,37 @@ def _agreements(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[float]:
     ]
 
 
+def match(thumbnails: np.ndarray, groups: Sequence | None = None) -> tuple[pd.DataFrame, int]:
+    """Return the pairs of thumbnails that show the same photograph, the most alike first.
+
+    Args:
+        thumbnails: (N, SIDE, SIDE) grey values.
+        groups: one label for each; only pairs across groups are looked for. All pairs by default.
+
+    Returns:
+        Columns ``first``, ``second`` (positions), ``orientation`` and ``fine``, as in :func:`find_duplicates`; and how
+        many pairs were proposed and compared.
+    """
+    pairs = propose(thumbnails)
+    if groups is not None:
+        groups = np.asarray(groups)
+        pairs = pairs[groups[pairs["first"]] != groups[pairs["second"]]]
+    pairs = pairs.sort_values("second", kind="stable", ignore_index=True)
+    parts = [part for _, part in pairs.groupby("second")]
+    fine = []
+    with ProcessPoolExecutor() as pool:
+        for start in range(0, len(parts), 1024):  # the pool queues all that it is given, pictures included
+            jobs = (
+                (thumbnails[part["second"].iloc[0]], thumbnails[part["first"]], part["orientation"].to_numpy())
+                for part in parts[start : start + 1024]
+            )
+            fine += [value for values in pool.map(_agreements, jobs, chunksize=32) for value in values]
+    pairs["fine"] = np.array(fine, float)
+    same = pairs[pairs["fine"] >= LEAST_FINE].sort_values("fine", ascending=False, kind="stable")
+    # A round lesion may match in two orientations; the best stays.
+    return same.drop_duplicates(["first", "second"], ignore_index=True), len(pairs)
+
+
 def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None = None) -> pd.DataFrame:
     """Return all pairs of files that show the same photograph, the most alike first.
 
@@ -156,22 +187,7 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
     files = [str(file) for file in files]
     with ProcessPoolExecutor() as pool:
         thumbnails = np.stack(list(pool.map(thumbnail, files, chunksize=32)))
-        pairs = propose(thumbnails)
-        if groups is not None:
-            groups = np.asarray(groups)
-            pairs = pairs[groups[pairs["first"]] != groups[pairs["second"]]]
-        pairs = pairs.sort_values("second", kind="stable", ignore_index=True)
-        parts = [part for _, part in pairs.groupby("second")]
-        fine = []
-        for start in range(0, len(parts), 1024):  # the pool queues all that it is given, pictures included
-            jobs = (
-                (thumbnails[part["second"].iloc[0]], thumbnails[part["first"]], part["orientation"].to_numpy())
-                for part in parts[start : start + 1024]
-            )
-            fine += [value for values in pool.map(_agreements, jobs, chunksize=32) for value in values]
-        pairs["fine"] = np.array(fine, float)
-    pairs = pairs[pairs["fine"] >= LEAST_FINE].sort_values("fine", ascending=False, kind="stable")
-    pairs = pairs.drop_duplicates(["first", "second"])  # a round lesion may match in two orientations; the best stays
+    pairs, _ = match(thumbnails, groups)
     digests = {
         i: hashlib.sha256(Path(files[i]).read_bytes()).digest() for i in set(pairs["first"]) | set(pairs["second"])
     }

@@ -103,7 +103,7 @@ def _classes_from(truth: Path) -> dict[str, str]:
     values = read_table(truth, truth=True).values.astype(bool)
     both = values.index[values.all(axis=1)]
     if len(both):
-        raise TableError(f"{truth.name}: {both[0]} is both melanoma and seborrheic keratosis; fetch the file again.")
+        raise TableError(f"{truth}: {both[0]} is both melanoma and seborrheic keratosis; fetch the file again.")
     numbers = np.select([values["task_1"], values["task_2"]], [0, 2], default=1)
     return {name: CLASSES[number] for name, number in zip(values.index, numbers, strict=True)}
 
@@ -113,14 +113,14 @@ def _get_file(location: str, web: Web) -> bytes:
 
 
 def _find(archive: RemoteZip, classes: dict[str, str] | None) -> Iterator[tuple]:
-    """Yield ``(member, class, problem)`` for each picture of a zip that belongs to a class."""
+    """Yield ``(member, name without ending, class, problem)`` for each picture of a zip that belongs to a class."""
     for member in archive.members:
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if member.is_dir() or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         label = path.parent.name if classes is None else classes.get(path.stem)
         if label in CLASSES and "__MACOSX" not in path.parts:  # the others: masks, what file managers leave
-            yield member, label, unsafe(member)
+            yield member, path.stem, label, unsafe(member)
 
 
 def _plan(source: Source, out: Path, truths: Path, web: Web) -> tuple[dict[str, list[Job]], list[tuple[str, str]]]:
@@ -132,14 +132,16 @@ def _plan(source: Source, out: Path, truths: Path, web: Web) -> tuple[dict[str, 
     for split in SPLITS:
         classes = None
         if source.truths:
-            file = truths / source.truths[split]
-            file.write_bytes(_get_file(source.locate(source.truths[split]), web))
-            classes = _classes_from(file)
+            file, location = truths / source.truths[split], source.locate(source.truths[split])
+            file.write_bytes(_get_file(location, web))
+            try:
+                classes = _classes_from(file)
+            except TableError as error:
+                raise TableError(str(error).replace(str(file), location)) from None
         archive = RemoteZip(source.locate(source.zips[split]), web)
         found: dict[str, Job] = {}
-        for member, label, problem in _find(archive, classes):
+        for member, stem, label, problem in _find(archive, classes):
             name = f"{source.zips[split]}/{member.filename}"
-            stem = PurePosixPath(member.filename).stem
             if problem is None and stem in found:
                 problem = "there is another of this name"
             if problem is not None:

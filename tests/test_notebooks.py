@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 from safetensors import safe_open
 
 import derma.execute
+from derma.sample import draw_picture
 from derma.scoring import score
 from derma.tables import join, read_table
 
@@ -153,3 +155,30 @@ def test_published_files_belong_together(published):
     assert len(results) == 600
     assert [truth["task_1"].sum(), truth["task_2"].sum()] == [117, 90]
     assert np.all(results[["task_1", "task_2"]].sum(axis=1) <= 1 + 1e-6)
+
+
+def test_leaking_training_pictures_are_left_out_and_extra_ones_taken_in(execute, data_folder, tmp_path):
+    leak = Image.open(data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").transpose(Image.Transpose.ROTATE_90)
+    leak.save(data_folder / "train" / "nevus" / "leak.jpg", quality=80)
+    (tmp_path / "more" / "melanoma").mkdir(parents=True)
+    for seed in range(3):
+        picture = draw_picture("melanoma", np.random.default_rng((9, seed)), (64, 48))
+        picture.save(tmp_path / "more" / "melanoma" / f"extra{seed}.jpg", quality=95)
+    settings = {"data": data_folder, "extra": tmp_path / "more", "epochs": 1}
+    notebook, _ = execute("dropped", **settings)
+    assert "Left out of training, since they share a photograph: 1 (1 with test)." in printed(notebook)
+    assert train_row(notebook) == ["9", "12", "6", "27"]
+    notebook, _ = execute("kept", drop_leaks="false", **settings)
+    assert "Left out" not in printed(notebook)
+    assert train_row(notebook) == ["9", "13", "6", "28"]
+
+
+def train_row(notebook) -> list[str]:
+    """What the notebook shows as the counts of the training split."""
+    shown = [
+        output.data["text/plain"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "data" in output and "seborrheic_keratosis" in output.data.get("text/plain", "")
+    ]
+    return next(line.split()[1:] for line in shown[0].splitlines() if line.startswith("train"))
