@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -364,27 +364,76 @@ def keep_if_small(folder: LesionFolder, side: int) -> torch.utils.data.Dataset:
     return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= room else folder
 
 
+class EpochOrder(torch.utils.data.Sampler):
+    """The order of a training epoch, by seed and epoch alone, so that a resumed run needs no more than its number.
+
+    It yields ``epoch * length + index`` for :class:`SeededItems` to take apart.
+
+    Attributes:
+        epoch: from 0; goes up by itself, or by ``set_epoch``, as Accelerate and DistributedSampler do it.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        yield from (epoch * self.length + torch.randperm(self.length, generator=generator)).tolist()
+
+
+class SeededItems(torch.utils.data.Dataset):
+    """A data set whose random augmentation depends on seed, epoch and item: on no worker, and on nothing before it."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int):
+        epoch, index = divmod(number, len(self.dataset))
+        before = torch.get_rng_state()
+        # Not torch.manual_seed, which would seed the accelerators too.
+        torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+        try:
+            return self.dataset[index]
+        finally:
+            torch.set_rng_state(before)
+
+
+def _mix(*numbers: int) -> int:
+    """Return one seed of several, such that neighbours have nothing in common."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
 def make_loader(
     dataset: torch.utils.data.Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
 ) -> DataLoader:
-    """Return a DataLoader over ``dataset`` in an order that depends on ``seed`` alone.
+    """Return a DataLoader over ``dataset`` whose order and augmentation depend on ``seed`` and the epoch alone.
 
-    Augmentation repeats too for the same number of workers: theirs is seeded from ``seed``, but without workers it
-    draws from torch's global generator, which ``derma.training.seed_everything`` seeds.
+    Not on the number of workers or of processes, and not on what was drawn before.
 
     Args:
         dataset: anything with a length and items that the default collation can stack.
         batch_size: items for each batch; the last batch may be smaller.
-        shuffle: a new seeded order for every epoch; for the training split only.
-        seed: seeds the order and the workers' random numbers.
+        shuffle: a new seeded order and new random numbers for every epoch; for the training split only.
+        seed: see above.
         workers: processes that prepare batches; 0 does it in this process.
     """
     return DataLoader(
-        dataset,
+        SeededItems(dataset, seed) if shuffle else dataset,
         batch_size=batch_size,
-        shuffle=shuffle,
+        sampler=EpochOrder(len(dataset), seed) if shuffle else None,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # DataLoader draws its workers' seeds from it: the global generator is left to the network's dropout.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -29,7 +29,8 @@ from derma.dataset import load_image
 
 SIDE = 128  # of the pictures that the fine measure compares
 COARSE = 16  # side of the thumbnails, and numbers kept of each
-NEIGHBOURS = 6  # proposed for each picture and orientation
+NEIGHBOURS = 6  # looked at for each picture and orientation
+MOST_PROPOSED = 12  # of those, for each picture: the most alike
 LEAST_COARSE = 0.88  # correlation of the coarse thumbnails, below which no pair is proposed
 LEAST_HALF = 0.25  # correlation of the detail at half the size, below which no pair is looked at more closely
 LEAST_FINE = 0.55  # correlation of the fine detail from which a pair is one photograph
@@ -76,9 +77,12 @@ def propose(thumbnails: np.ndarray) -> pd.DataFrame:
         found = tree.query(turned @ axes, k=NEIGHBOURS + 1, distance_upper_bound=reach, workers=-1)[1]
         second, column = np.nonzero(found < len(flat))
         first = found[second, column]
-        alike = (first != second) & ((flat[first] * turned[second]).sum(axis=1) >= LEAST_COARSE)
-        pairs.append(np.stack([first[alike], second[alike], np.full(alike.sum(), orientation)], axis=1))
-    table = pd.DataFrame(np.concatenate(pairs), columns=["first", "second", "orientation"])
+        coarse = (flat[first] * turned[second]).sum(axis=1)
+        found = pd.DataFrame({"first": first, "second": second, "orientation": orientation, "coarse": coarse})
+        pairs.append(found[(first != second) & (coarse >= LEAST_COARSE)])
+    table = pd.concat(pairs).sort_values("coarse", ascending=False, kind="stable")
+    # So many for each picture and no more: what is to be compared grows with the pictures, however alike they are.
+    table = table.groupby("second").head(MOST_PROPOSED).drop(columns="coarse").reset_index(drop=True)
     swapped = table["first"] > table["second"]
     # The second, turned, matches the first; so the first, turned back, matches the second.
     back = np.array([0, 3, 2, 1, 4, 5, 6, 7])

@@ -1,7 +1,8 @@
-"""What the notebooks' visible training loops need: seeds, pretrained weights, and files that are never half written."""
+"""What the notebooks' visible training loops need: seeds, pretrained weights, checkpoints, files never half written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import get_model_weights
@@ -132,6 +133,135 @@ def load_weights(model: nn.Module, file: str | os.PathLike) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{file}: not the weights of this model ({str(error).splitlines()[-1].strip()}).") from None
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
+
+
+def get_rng_state() -> dict:
+    """Return the states of the global random generators of Python, NumPy, torch and the GPUs."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
+    return state | {"cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what :func:`get_rng_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _take_apart(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """Return a nested state as JSON can hold it; its tensors and arrays go into ``tensors``."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        key = f"{len(tensors):06}"
+        tensors[key] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"array" if isinstance(value, np.ndarray) else "tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[_take_apart(key, tensors), _take_apart(each, tensors)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_take_apart(each, tensors) for each in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _put_together(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """Undo :func:`_take_apart`."""
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "dict":
+        return {_put_together(key, tensors): _put_together(each, tensors) for key, each in content}
+    if kind in ("list", "tuple"):
+        return {"list": list, "tuple": tuple}[kind](_put_together(each, tensors) for each in content)
+    return tensors[content].numpy() if kind == "array" else tensors[content]
+
+
+def _digest(about: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Return a hash of all that a checkpoint holds: the lengths in its file would not show a page left unwritten."""
+    digest = hashlib.sha256(about.encode())
+    for key in sorted(tensors):
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The states of a training, one file for each epoch, of which the last two are kept.
+
+    Files are safetensors, with JSON for what is no tensor: nothing is unpickled. Each is written all or nothing, and a
+    damaged one is noticed and passed over for the one before. Their names hold a hash of the settings, so that a
+    training with others neither continues nor overwrites them.
+
+    Args:
+        folder: where they lie.
+        settings: all that the training's course depends on; anything JSON can hold.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: dict):
+        self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
+        self._prefix = (
+            f"checkpoint-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]}"
+        )
+
+    def _files(self) -> list[Path]:
+        """Return this training's checkpoints, the last first."""
+        return sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), reverse=True)
+
+    def save(self, epoch: int, state: dict) -> None:
+        """Write the state after an epoch, and remove those that are no longer needed.
+
+        Args:
+            epoch: how many are done.
+            state: a nested dict of tensors, arrays, numbers, texts, lists and tuples.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        about = json.dumps({"state": _take_apart(state, tensors), "settings": self.settings})
+        file = self.folder / f"{self._prefix}-{epoch:05}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".part")
+        save_file(tensors, partial, metadata={"about": about, "sha256": _digest(about, tensors)})
+        os.replace(partial, file)
+        for old in self._files()[KEPT:]:
+            old.unlink()
+
+    def load(self) -> tuple[dict | None, list[str]]:
+        """Return the last state that is whole, or None, and sentences about what was passed over."""
+        said = []
+        for file in self._files():
+            try:
+                with safe_open(file, "pt") as content:
+                    metadata = content.metadata() or {}
+                    tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - it is no dict
+                if _digest(metadata["about"], tensors) != metadata["sha256"]:
+                    raise ValueError("its contents have changed")
+                return _put_together(json.loads(metadata["about"])["state"], tensors), said
+            except (SafetensorError, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+                said.append(f"{file}: damaged ({error}); the checkpoint before it is used.")
+        return None, said + self._differences()
+
+    def _differences(self) -> list[str]:
+        """Return a sentence about the newest checkpoint of other settings, if there is one."""
+        others = sorted(self.folder.glob("checkpoint-*.safetensors"), key=lambda file: file.stat().st_mtime)
+        for file in reversed([file for file in others if not file.name.startswith(self._prefix)]):
+            try:
+                with safe_open(file, "pt") as content:
+                    settings = json.loads(content.metadata()["about"])["settings"]
+            except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+                continue
+            names = [name for name in {**settings, **self.settings} if settings.get(name) != self.settings.get(name)]
+            changes = ", ".join(f"{name} was {settings.get(name)}, is {self.settings.get(name)}" for name in names)
+            return [f"{file}: of other settings ({changes}); it is left as it is, and the training starts anew."]
+        return []
+
+    def remove(self) -> None:
+        """Remove this training's checkpoints, once what it was for is on file."""
+        for file in self._files():
+            file.unlink()
 
 
 def best_precision() -> str:

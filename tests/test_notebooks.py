@@ -2,8 +2,14 @@
 
 import json
 import os
+import random
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -182,3 +188,73 @@ def train_row(notebook) -> list[str]:
         if "data" in output and "seborrheic_keratosis" in output.data.get("text/plain", "")
     ]
     return next(line.split()[1:] for line in shown[0].splitlines() if line.startswith("train"))
+
+
+RUNNER = """
+import os, sys, nbformat, matplotlib
+matplotlib.use("agg")
+import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
+from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
+notebook = nbformat.read(sys.argv[1], as_version=4)
+code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        exec(compile(code, "notebook", "exec"), {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    print(child, flush=True)
+    print("end", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Runs of the notebook's code in one folder, each in a process of its own that can be killed."""
+
+    def __init__(self, folder, **settings):
+        folder.mkdir()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
+        environment |= {f"DERMA_{name.upper()}": str(value) for name, value in {**QUICK, **settings}.items()}
+        environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.folder = folder
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, kill_after=None):
+        """Run it once; returns the exit code and the seconds it took."""
+        started = time.monotonic()
+        self.process.stdin.write("go\n")
+        child = int(self.process.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        return int(self.process.stdout.readline().split()[1]), time.monotonic() - started
+
+
+def test_killed_ten_times_and_resumed_it_ends_the_same(drawn, tmp_path):
+    """SIGKILL at random moments: the weights and the predictions are those of the run that nobody disturbed."""
+    settings = {"data": drawn, "epochs": 5, "drop_leaks": "false"}
+    unbroken, broken = Runs(tmp_path / "unbroken", **settings), Runs(tmp_path / "broken", **settings)
+    chance = random.Random(0)
+    try:
+        code, takes = unbroken.run()
+        assert code == 0, (unbroken.folder / "log").read_text()
+        kills = 0
+        while kills < 10:
+            code, _ = broken.run(kill_after=chance.uniform(0.2, 1) * takes)
+            assert code in (0, -signal.SIGKILL), (broken.folder / "log").read_text()
+            kills += code != 0
+        assert broken.run()[0] == 0
+    finally:
+        unbroken.process.kill()
+        broken.process.kill()
+    for file in ("results.csv", "models/tiny/best.safetensors"):
+        assert (broken.folder / file).read_bytes() == (unbroken.folder / file).read_bytes()
+    log = (broken.folder / "log").read_text()
+    assert len(set(re.findall(r"Resumed after epoch (\d)", log))) >= 2
+    assert not list((broken.folder / "models/tiny").glob("checkpoint*"))

@@ -11,12 +11,15 @@ from torchvision.models import ResNet18_Weights, densenet121, get_model, resnet1
 
 from derma import training
 from derma.training import (
+    Checkpoints,
     WeightsError,
     best_precision,
+    get_rng_state,
     load_pretrained,
     load_weights,
     save_weights,
     seed_everything,
+    set_rng_state,
 )
 
 
@@ -150,3 +153,103 @@ def test_densenets_published_names_are_understood(tmp_path, monkeypatch):
     load_pretrained(model, "densenet121", "imagenet", "classifier", tmp_path)
     key = "features.denseblock4.denselayer16.conv2.weight"
     assert torch.equal(model.state_dict()[key], source.state_dict()[key])
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def some_state(epoch=3):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    return {
+        "network": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": get_rng_state(),
+        "best": (0.8125, -1.5), "history": [{"epoch": epoch, "loss": 1 / 3}], "array": np.arange(3), "none": None,
+        "half": torch.ones(2, dtype=torch.bfloat16), "empty": [],
+    }  # fmt: skip
+
+
+def assert_same(one, other):
+    assert type(one) is type(other) or (isinstance(one, dict) and isinstance(other, dict))
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
+    state = some_state()
+    Checkpoints(tmp_path, {"seed": 0}).save(3, state)
+    found, said = Checkpoints(tmp_path, {"seed": 0}).load()
+    assert said == []
+    assert_same(state, found)
+    draws = []
+    for _ in range(2):
+        set_rng_state(found["rng"])
+        draws.append([random.random(), np.random.rand(), torch.rand(()).item()])  # noqa: NPY002
+    assert draws[0] == draws[1] != [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
+
+
+def test_two_checkpoints_are_kept_and_removed_together(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    Checkpoints(tmp_path, {"seed": 1}).save(9, some_state())
+    for epoch in range(1, 5):
+        checkpoints.save(epoch, {"epoch": epoch})
+    assert [file.name[-17:-12] for file in checkpoints._files()] == ["00004", "00003"]
+    assert checkpoints.load()[0] == {"epoch": 4}
+    checkpoints.remove()
+    assert len(list(tmp_path.iterdir())) == 1  # that of other settings
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "a page of zeros", "metadata", "garbage"])
+def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    checkpoints.save(1, some_state(1))
+    checkpoints.save(2, some_state(2))
+    last = checkpoints._files()[0]
+    content = last.read_bytes()
+    if damage == "a page of zeros":
+        content = content[:-600] + bytes(500) + content[-100:]
+    elif damage == "metadata":
+        content = content.replace(b"0.8125", b"0.9125")
+    else:
+        content = {"truncated": content[:-100], "emptied": b"", "garbage": b"x" * 1000}[damage]
+    assert content != last.read_bytes()
+    last.write_bytes(content)
+    found, said = checkpoints.load()
+    assert found["history"][0]["epoch"] == 1
+    assert len(said) == 1 and str(last) in said[0] and "damaged" in said[0]
+
+
+def test_both_torn_starts_anew(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    for epoch in (1, 2):
+        checkpoints.save(epoch, some_state())
+    for file in checkpoints._files():
+        file.write_bytes(b"")
+    found, said = checkpoints.load()
+    assert found is None and len(said) == 2
+
+
+def test_other_settings_are_told_and_not_resumed(tmp_path):
+    Checkpoints(tmp_path, {"seed": 0, "epochs": 5}).save(2, some_state())
+    found, said = Checkpoints(tmp_path, {"seed": 1, "epochs": 5}).load()
+    assert found is None
+    assert len(said) == 1 and "seed was 0, is 1" in said[0] and "epochs" not in said[0]
+
+
+def test_a_checkpoint_holds_nothing_that_would_have_to_be_unpickled(tmp_path):
+    with pytest.raises(TypeError, match="cannot hold a object"):
+        Checkpoints(tmp_path, {}).save(1, {"model": object()})
+    assert not list(tmp_path.glob("*.safetensors"))
