@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -305,25 +303,18 @@ class LesionData:
 class KeptPictures(torch.utils.data.Dataset):
     """The squares of a split, each decoded once, then kept for every epoch and every worker process.
 
-    They lie in a file that is mapped into memory: processes share it however they were started, and the system may put
-    parts of it aside when it needs the space. The file goes when the object does.
+    They lie in memory that torch shares among processes, however those were started, and that goes with the last of
+    them, even if it is killed.
 
     Args:
         folder: a split of :class:`LesionData`, with a ``side``.
         side: of its squares, in pixels.
-
-    Attributes:
-        nbytes: what the pictures take.
     """
 
     def __init__(self, folder: LesionFolder, side: int):
-        self.folder, self.nbytes = folder, self.size_of(folder, side)
-        self._shape = (len(folder), side, side, 3)
-        handle, self._file = tempfile.mkstemp(prefix="derma-")
-        os.truncate(handle, self.nbytes + len(folder))  # after the pictures, a byte for each: is it there?
-        os.close(handle)
-        self._pictures = self._there = None
-        weakref.finalize(self, _remove, self._file, os.getpid())
+        self.folder = folder
+        self._pictures = torch.empty((len(folder), side, side, 3), dtype=torch.uint8).share_memory_()
+        self._there = torch.zeros(len(folder), dtype=torch.bool).share_memory_()
 
     @staticmethod
     def size_of(folder: LesionFolder, side: int) -> int:
@@ -333,24 +324,13 @@ class KeptPictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.folder)
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_pictures": None, "_there": None}  # each process maps the file itself
-
     def __getitem__(self, index: int) -> tuple:
-        if self._pictures is None:
-            everything = np.memmap(self._file, np.uint8, mode="r+")
-            self._pictures, self._there = everything[: self.nbytes].reshape(self._shape), everything[self.nbytes :]
         path, target = self.folder.samples[index]
         if not self._there[index]:
-            self._pictures[index] = self.folder.loader(path)
-            self._there[index] = 1
-        picture = Image.fromarray(np.asarray(self._pictures[index]))
+            self._pictures[index] = torch.from_numpy(np.array(self.folder.loader(path)))
+            self._there[index] = True
+        picture = Image.fromarray(self._pictures[index].numpy())
         return picture if self.folder.transform is None else self.folder.transform(picture), target
-
-
-def _remove(file: str, owner: int) -> None:
-    if os.getpid() == owner:  # and not a forked worker
-        Path(file).unlink(missing_ok=True)
 
 
 def keep_if_small(folder: LesionFolder, side: int) -> torch.utils.data.Dataset:
@@ -360,8 +340,10 @@ def keep_if_small(folder: LesionFolder, side: int) -> torch.utils.data.Dataset:
         folder: a split of :class:`LesionData`, with a ``side``.
         side: of its squares, in pixels.
     """
-    room = min(psutil.virtual_memory().available, shutil.disk_usage(tempfile.gettempdir()).free) / 4
-    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= room else folder
+    room = psutil.virtual_memory().available
+    if Path("/dev/shm").is_dir():  # where Linux keeps shared memory; a container may have little of it
+        room = min(room, shutil.disk_usage("/dev/shm").free)
+    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= room / 4 else folder
 
 
 class EpochOrder(torch.utils.data.Sampler):

@@ -1,6 +1,8 @@
-import gc
 import multiprocessing
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -244,14 +247,18 @@ def test_kept_pictures_are_decoded_once_and_shared_with_workers(drawn, method, t
     assert len((tmp_path / "reads").read_text().splitlines()) == len(folder)
 
 
-def test_kept_pictures_leave_no_file(drawn):
-    kept = keep_if_small(LesionData(drawn).split("test", TO_TENSOR, 16), 16)
-    file = Path(kept._file)
-    assert file.stat().st_size == kept.nbytes + len(kept) == len(kept) * (16 * 16 * 3 + 1)
-    kept[0]
-    del kept
-    gc.collect()
-    assert not file.exists()
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory has no folder here")
+def test_a_killed_process_leaves_no_pictures_behind(drawn):
+    code = (
+        "import os, signal, sys\nfrom derma.dataset import KeptPictures, LesionData\n"
+        "kept = KeptPictures(LesionData(sys.argv[1]).split('train', None, 64), 64)\n"
+        "assert kept[3][0].size == (64, 64)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    before = shutil.disk_usage("/dev/shm").used, set(Path(tempfile.gettempdir()).iterdir())
+    assert subprocess.run([sys.executable, "-c", code, str(drawn)], cwd=ROOT).returncode == -9
+    after = shutil.disk_usage("/dev/shm").used, set(Path(tempfile.gettempdir()).iterdir())
+    assert after[0] - before[0] < 24 * 64 * 64 * 3
+    assert not {path.name for path in after[1] - before[1] if "derma" in path.name}
 
 
 def test_pictures_that_would_fill_the_memory_are_not_kept(drawn, monkeypatch):
