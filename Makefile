@@ -21,8 +21,8 @@ run: .venv/installed
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed
-	$(BIN)/python -m derma.fetch data/isic2017 $(FETCH)
-	$(BIN)/python -m derma.check data/isic2017
+	$(BIN)/python -m derma.fetch $(FETCH)
+	$(if $(filter --dry-run --extra,$(FETCH)),,$(BIN)/python -m derma.check data/isic2017)
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.duplicates import find_duplicates
 from derma.shrink import SHORT_SIDE, SUFFIXES, Busy, Refused, shrink, unsafe, write_jpeg, writing_into
 from derma.tables import TableError, read_table
-from derma.web import Damaged, RemoteZip, Unreachable, Web, is_url
+from derma.web import Damaged, NotThere, RemoteZip, Unreachable, Web, is_url
 
 ATTRIBUTION = """\
 Images: ISIC 2017, Skin Lesion Analysis Toward Melanoma Detection, part 3 (https://challenge.isic-archive.com/data/#2017),
@@ -326,6 +326,14 @@ def _list_extra(api: str, most: int, never: set[str], web: Web) -> pd.DataFrame:
     return table.drop_duplicates("isic_id", ignore_index=True)
 
 
+def _get_image(web: Web, url: str) -> bytes:
+    """Return one image's file; one that the archive lists and does not have is no reason to stop."""
+    try:
+        return web.get(url)
+    except NotThere as error:
+        raise Damaged(str(error)) from None
+
+
 def _known_duplicates(out: Path) -> pd.DataFrame:
     """Return what an earlier call refused for showing an official photograph: it need not be fetched again."""
     if not (out / "refused.csv").exists():
@@ -392,7 +400,7 @@ def fetch_extra(
         for row in table.itertuples():
             name = f"{row[2]}/{row.isic_id}.jpg"
             if not (out / name).exists():
-                jobs.append(Job(row.isic_id, incoming / name, row.size, partial(web.get, row.url)))
+                jobs.append(Job(row.isic_id, incoming / name, row.size, partial(_get_image, web, row.url)))
         refused = bring_all(jobs, web, connections, short_side)
         left_out = _remove_official(sorted(incoming.rglob("*.jpg")), official)
         left_out += list(known.itertuples(index=False, name=None))
@@ -501,6 +509,8 @@ def _extra(options, out: Path, web: Web) -> int:
             f"{options.official}: no such folder; its images must be kept out of training, so fetch them first, or "
             "name their folder with --official."
         )
+    if (out / "train").exists():
+        raise DatasetError(f"{out}: holds splits; extra images are for training alone, so name a folder of their own.")
     missing = fetch_extra(
         out, LesionData(options.official), web, options.most, api, options.connections, options.short_side
     )

@@ -33,6 +33,10 @@ class Unreachable(Exception):
     """A server does not give what is needed, now or at all; the message is one sentence that says what to do."""
 
 
+class NotThere(Unreachable):
+    """A server answers, and says that it does not have the file or does not give it."""
+
+
 class Damaged(Exception):
     """A member of a zip is not what the zip says it is, however often it is read; the message is a phrase."""
 
@@ -145,7 +149,7 @@ def _headers(part: tuple[int, int] | None) -> dict[str, str]:
 def _read_answer(url: str, response: urllib3.BaseHTTPResponse, part: tuple[int, int] | None) -> tuple[bytes, int]:
     """Return the body and the size of the whole file; HTTPError says that another try may do better."""
     if response.status not in (200, 206):
-        raise Unreachable(f"{url}: the server answers {response.status} {response.reason}; check the address.")
+        raise NotThere(f"{url}: the server answers {response.status} {response.reason}; check the address.")
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if part is None:
         body = response.read(MOST_BYTES + 1)

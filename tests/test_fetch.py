@@ -593,6 +593,20 @@ def test_extra_names_unreadable_images_and_brings_the_others(server, archive, tm
     assert extra_names(tmp_path / "extra") == NEW
 
 
+def test_extra_names_images_that_the_archive_lists_and_does_not_have(server, archive, tmp_path, faultless, capsys):
+    archive.add("ISIC_4000000", "nevus", b"")
+    del server.files["/full/ISIC_4000000.jpg"]
+    assert run_extra(server, tmp_path / "extra", faultless) == 2
+    assert "404 Not Found" in one_sentence(capsys)
+    assert extra_names(tmp_path / "extra") == NEW
+
+
+def test_extra_does_not_go_into_a_folder_of_splits(server, archive, tmp_path, faultless, capsys):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    assert run_extra(server, tmp_path / "data", faultless) == 2
+    assert "holds splits" in one_sentence(capsys)
+
+
 def test_extra_needs_the_official_images(server, archive, tmp_path, capsys):
     assert run_extra(server, tmp_path / "extra", tmp_path / "nowhere") == 2
     assert "kept out of training" in one_sentence(capsys)
