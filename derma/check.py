@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from derma.commands import Parser
 from derma.dataset import SPLITS, DatasetError, LesionData, load_image
@@ -68,19 +70,20 @@ def find_leaks(data: LesionData) -> pd.DataFrame:
     return pairs
 
 
-def training_leaks(data: LesionData) -> pd.DataFrame:
-    """Return the training pictures that show a photograph of the validation or the test split.
+def training_leaks(data: LesionData, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
+    """Return the training pictures that show a photograph of a split that is not trained on.
 
     Args:
         data: an opened folder; its extra pictures, if any, are looked at too.
+        trained: the splits that are trained on.
 
     Returns:
         A row for each pair: ``train`` (its file), ``other`` (the file it shares a photograph with), ``split`` (of the
         other) and ``fine`` (see :func:`derma.duplicates.find_duplicates`).
     """
     owner = {path: split for split in SPLITS for path, _ in data.split(split).samples}
-    pairs = find_duplicates(list(owner), groups=[split == "train" for split in owner.values()])
-    flipped = [owner[first] != "train" for first in pairs["first"]]
+    pairs = find_duplicates(list(owner), groups=[split in trained for split in owner.values()])
+    flipped = [owner[first] not in trained for first in pairs["first"]]
     return pd.DataFrame(
         {
             "train": pairs["second"].where(flipped, pairs["first"]),
@@ -89,6 +92,22 @@ def training_leaks(data: LesionData) -> pd.DataFrame:
             "fine": pairs["fine"],
         }
     )
+
+
+def photographs(paths: list[str]) -> np.ndarray:
+    """Number the photographs that pictures show, so that those of one can be kept in one fold.
+
+    Args:
+        paths: N picture files.
+
+    Returns:
+        (N,) int: equal where :func:`derma.duplicates.find_duplicates` finds the same photograph, also through a third.
+    """
+    pairs = find_duplicates(paths)
+    place = {path: number for number, path in enumerate(paths)}
+    rows, columns = pairs["first"].map(place), pairs["second"].map(place)
+    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(paths), len(paths)))
+    return connected_components(graph, directed=False)[1]
 
 
 def draw_sheet(pairs: pd.DataFrame, side: int = 128, columns: int = 5) -> Image.Image:

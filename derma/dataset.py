@@ -112,7 +112,9 @@ class LesionFolder(ImageFolder):
         extra: Path | None = None,
     ):
         super().__init__(root, transform=transform, loader=loader, allow_empty=True)
-        self.extra = extra
+        # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
+        split = Path(root).absolute()
+        self._names = {str(Path(root)): f"{split.parent.name}/{split.name}"}
         # ImageFolder goes down into folders within: hidden ones hold thumbnails and the like, others are refused below.
         self.leave_out({path for path, target in self.samples if Path(path).parent != Path(root) / CLASSES[target]})
         for name, target in self.class_to_idx.items():
@@ -126,8 +128,8 @@ class LesionFolder(ImageFolder):
                     f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there."
                 )
         if extra is not None:
-            self.samples += _extra_samples(extra)
-            self.leave_out(set())
+            self._names[str(extra)] = extra.absolute().name
+            self._take_in(_extra_samples(extra))
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the project's classes in their fixed order; any other set of folders is an error."""
@@ -146,15 +148,19 @@ class LesionFolder(ImageFolder):
         self.samples = self.imgs = [item for item in self.samples if item[0] not in paths]
         self.targets = [target for _, target in self.samples]
 
+    def append(self, other: LesionFolder) -> None:
+        """Let another split's items follow this one's, to be read and transformed as these are."""
+        self._names |= other._names
+        self._take_in(other.samples)
+
+    def _take_in(self, samples: list[tuple[str, int]]) -> None:
+        self.samples = self.samples + samples
+        self.leave_out(set())
+
     @property
     def ids(self) -> list[str]:
-        # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
-        split = Path(self.root).absolute()
-        folders = {str(Path(self.root)): f"{split.parent.name}/{split.name}"}
-        if self.extra is not None:
-            folders[str(self.extra)] = self.extra.absolute().name
         return [
-            f"data/{folders[str(Path(path).parent.parent)]}/{CLASSES[target]}/{Path(path).name}"
+            f"data/{self._names[str(Path(path).parent.parent)]}/{CLASSES[target]}/{Path(path).name}"
             for path, target in self.samples
         ]
 
@@ -299,6 +305,12 @@ class LesionData:
         folder.leave_out(self._left_out)
         return folder
 
+    def pool(self, transform: Callable | None = None, side: int | None = None) -> LesionFolder:
+        """Return the pictures of the training split, then those of the validation split, as one; see :meth:`split`."""
+        folder = self.split("train", transform, side)
+        folder.append(self.split("valid"))
+        return folder
+
 
 class KeptPictures(torch.utils.data.Dataset):
     """The squares of a split, each decoded once, then kept for every epoch and every worker process.
@@ -333,17 +345,20 @@ class KeptPictures(torch.utils.data.Dataset):
         return picture if self.folder.transform is None else self.folder.transform(picture), target
 
 
-def keep_if_small(folder: LesionFolder, side: int) -> torch.utils.data.Dataset:
-    """Return a split whose pictures are decoded once and kept, if they take at most a quarter of the free memory.
+def keep_if_small(folder: LesionFolder, side: int, share: float = 0.25) -> torch.utils.data.Dataset:
+    """Return a split whose pictures are decoded once and kept, if the memory allows it; else the split as it is.
 
     Args:
         folder: a split of :class:`LesionData`, with a ``side``.
         side: of its squares, in pixels.
+        share: of the memory that is free now, how much they may take, from 0 to 1. Of several processes that torchrun
+            started on one machine, each has its part of it.
     """
     room = psutil.virtual_memory().available
     if Path("/dev/shm").is_dir():  # where Linux keeps shared memory; a container may have little of it
         room = min(room, shutil.disk_usage("/dev/shm").free)
-    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= room / 4 else folder
+    share /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= share * room else folder
 
 
 class EpochOrder(torch.utils.data.Sampler):
@@ -404,8 +419,10 @@ def make_loader(
 
     Args:
         dataset: anything with a length and items that the default collation can stack.
-        batch_size: items for each batch; the last batch may be smaller.
-        shuffle: a new seeded order and new random numbers for every epoch; for the training split only.
+        batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
+        shuffle: a new seeded order and new random numbers for every epoch; for the training split only. Items that do
+            not fill a batch are left to another epoch's order: batch normalisation fails on a batch of one, and a
+            small batch's gradient would count as much as a whole one's.
         seed: see above.
         workers: processes that prepare batches; 0 does it in this process.
     """
@@ -413,6 +430,7 @@ def make_loader(
         SeededItems(dataset, seed) if shuffle else dataset,
         batch_size=batch_size,
         sampler=EpochOrder(len(dataset), seed) if shuffle else None,
+        drop_last=shuffle,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -113,22 +113,31 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
     return _save(figure, file)
 
 
-def learning_curves(history: pd.DataFrame, best_epoch: int, file: Path | None = None) -> Figure:
-    """Draw losses and validation mean AUC by epoch; returns the figure.
+def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
+    """Draw losses and validation mean AUC by epoch, a line for each run; returns the figure.
 
     Args:
-        history: one row for each epoch: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_mean_auc``.
-        best_epoch: the epoch that was kept.
+        history: one row for each epoch of each run: ``run``, ``epoch``, ``train_loss``, ``valid_loss``,
+            ``valid_mean_auc``, and ``kept``, true for the epoch of each run whose network was kept.
         file: where to save the figure, if anywhere.
     """
     figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    losses.plot(history["epoch"], history["train_loss"], label="training (augmented)", marker=".", **STYLES[0])
-    losses.plot(history["epoch"], history["valid_loss"], label="validation", marker=".", **STYLES[1])
-    losses.set(title="Loss", xlabel="Epoch", ylabel="Class-weighted cross-entropy (nats)")
-    areas.plot(history["epoch"], history["valid_mean_auc"], label="validation", marker=".", **STYLES[1])
-    areas.set(title="Mean AUC on the validation split", xlabel="Epoch", ylabel="Mean AUC of the two categories")
+    runs = list(history.groupby("run"))
+    for number, (_, rows) in enumerate(runs):
+        for ax, column, name, style in (
+            (losses, "train_loss", "training (augmented)", STYLES[0]),
+            (losses, "valid_loss", "validation", STYLES[1]),
+            (areas, "valid_mean_auc", "validation", STYLES[1]),
+        ):
+            look = {"alpha": 1 if len(runs) == 1 else 0.6, "label": name if number == 0 else None}
+            ax.plot(rows["epoch"], rows[column], marker=".", **look, **style)
+        kept = rows[rows["kept"]]
+        for ax, column in ((losses, "valid_loss"), (areas, "valid_mean_auc")):
+            label = "kept" if number == 0 else None
+            ax.plot(kept["epoch"], kept[column], "*", color="black", markersize=9, linestyle="none", label=label)
+    losses.set(title="Loss", xlabel="Epoch", ylabel="Weighted cross-entropy (nats)")
+    areas.set(title="Mean AUC on the pictures held out", xlabel="Epoch", ylabel="Mean AUC of the two categories")
     for ax in (losses, areas):
-        ax.axvline(best_epoch, color="0.6", linewidth=1, linestyle=":", label=f"kept: epoch {best_epoch}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return _save(figure, file)

@@ -12,10 +12,12 @@ from pathlib import Path, PurePosixPath
 from urllib.error import URLError
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import get_model_weights
 
 
@@ -135,6 +137,37 @@ def load_weights(model: nn.Module, file: str | os.PathLike) -> None:
         raise WeightsError(f"{file}: not the weights of this model ({str(error).splitlines()[-1].strip()}).") from None
 
 
+def save_history(rows: list[dict], file: str | os.PathLike) -> None:
+    """Write a table's rows as CSV, all or nothing."""
+    file = Path(file)
+    partial = file.with_name(file.name + ".part")
+    pd.DataFrame(rows).to_csv(partial, index=False)
+    os.replace(partial, file)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a model's parameters and buffers, to be updated after every step.
+
+    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, so that the random beginning is soon forgotten
+    (as in TensorFlow's ExponentialMovingAverage, https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage).
+
+    Args:
+        model: on its device, not yet wrapped or compiled.
+        decay: share of the average that stays at each step, from 0 to below 1.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), 1 - now)
+            else:  # batch normalisation counts its batches
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
@@ -200,13 +233,16 @@ class Checkpoints:
     Args:
         folder: where they lie.
         settings: all that the training's course depends on; anything JSON can hold.
+        name: what the files' names begin with; trainings that go on side by side in one folder need a name each.
+
+    Attributes:
+        digest: eight letters that stand for the settings.
     """
 
-    def __init__(self, folder: str | os.PathLike, settings: dict):
-        self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
-        self._prefix = (
-            f"checkpoint-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]}"
-        )
+    def __init__(self, folder: str | os.PathLike, settings: dict, name: str = "checkpoint"):
+        self.folder, self.settings, self.name = Path(folder), json.loads(json.dumps(settings)), name
+        self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        self._prefix = f"{name}-{self.digest}"
 
     def _files(self) -> list[Path]:
         """Return this training's checkpoints, the last first."""
@@ -246,7 +282,9 @@ class Checkpoints:
 
     def _differences(self) -> list[str]:
         """Return a sentence about the newest checkpoint of other settings, if there is one."""
-        others = sorted(self.folder.glob("checkpoint-*.safetensors"), key=lambda file: file.stat().st_mtime)
+        others = sorted(
+            self.folder.glob(f"{self.name}-{'?' * 8}-{'?' * 5}.safetensors"), key=lambda file: file.stat().st_mtime
+        )
         for file in reversed([file for file in others if not file.name.startswith(self._prefix)]):
             try:
                 with safe_open(file, "pt") as content:

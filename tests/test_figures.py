@@ -68,11 +68,16 @@ def test_the_title_of_a_small_matrix_has_room():
     assert ax.title.get_window_extent().x1 < bar.get_window_extent().x0
 
 
-def test_learning_curves():
-    history = pd.DataFrame(
-        {"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_mean_auc": [0.6, 0.8]}
-    )
-    assert all(labelled(ax) for ax in figures.learning_curves(history, 2).axes)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_learning_curves(runs):
+    history = pd.DataFrame({"train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_mean_auc": [0.6, 0.8]})
+    history = pd.concat([history.assign(run=run, epoch=[1, 2], kept=[False, True]) for run in range(runs)])
+    losses, areas = figures.learning_curves(history).axes
+    assert labelled(losses) and labelled(areas)
+    assert len(losses.lines) == 3 * runs and len(areas.lines) == 2 * runs
+    kept = [line for line in areas.lines if line.get_marker() == "*"]
+    assert [line.get_xydata().tolist() for line in kept] == [[[2, 0.8]]] * runs
+    assert len(areas.get_legend().get_texts()) == 2  # one for each kind of line, and not for each run
 
 
 def test_same_numbers_same_bytes(tmp_path):

@@ -20,8 +20,10 @@ from conftest import ROOT
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import derma.execute
+from derma.dataset import CLASSES
 from derma.sample import draw_picture
 from derma.scoring import score
 from derma.tables import join, read_table
@@ -37,7 +39,7 @@ QUICK = {
 def execute(drawn, tmp_path, monkeypatch):
     """Return a function that executes a notebook in a new folder with settings and returns the two."""
 
-    def execute_notebook(folder="run", data=drawn, **settings):
+    def execute_notebook(folder="run", data=drawn, then=None, **settings):
         root = tmp_path / folder
         root.mkdir()
         shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
@@ -45,7 +47,10 @@ def execute(drawn, tmp_path, monkeypatch):
             monkeypatch.delenv(name)
         for name, value in {**QUICK, "data": str(data), **settings}.items():
             monkeypatch.setenv(f"DERMA_{name.upper()}", str(value))
-        shutil.copy(ROOT / CLASSIFICATION, root)
+        notebook = nbformat.read(ROOT / CLASSIFICATION, as_version=4)
+        if then is not None:  # code to run in the end
+            notebook.cells.append(nbformat.v4.new_code_cell(then))
+        nbformat.write(notebook, root / CLASSIFICATION)
         derma.execute.execute(root / CLASSIFICATION, root / "executed.ipynb")
         return nbformat.read(root / "executed.ipynb", as_version=4), root
 
@@ -80,12 +85,15 @@ def test_the_best_epoch_is_kept_and_not_the_last(execute):
     models = root / "models" / "tiny"
     history, metrics = pd.read_csv(models / "history.csv"), json.loads((models / "metrics.json").read_text())
     assert "stopping" in printed(notebook)
-    assert metrics["best_epoch"] == len(history) - 1 == metrics["epochs"] - 1 < 39
+    (kept,) = metrics["kept"]
+    assert kept["epoch"] == len(history) - 1 < 39
     order = list(zip(history["valid_mean_auc"], -history["valid_loss"], strict=True))  # the loss breaks ties
-    assert max(order) == order[metrics["best_epoch"] - 1] > order[-1]
+    assert max(order) == order[kept["epoch"] - 1] > order[-1]
     with safe_open(models / "best.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
-    assert about == {"epoch": metrics["best_epoch"], "valid_mean_auc": metrics["valid_mean_auc"]}
+    assert about == {"epoch": kept["epoch"], "valid_mean_auc": kept["valid_mean_auc"]}
+    # And what is said of the pictures held out is said of that network.
+    assert metrics["valid_mean_auc"] == pytest.approx(kept["valid_mean_auc"])
 
 
 def test_results_go_where_they_are_asked_to(execute):
@@ -100,6 +108,77 @@ def test_frozen_backbone_trains_a_head_on_features(execute):
     assert len(read_table(root / "results.csv").values) == 11
     with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:  # the head's three layers alone
         assert sum(key.endswith("weight") for key in list(file.keys())) == 3
+
+
+EXAMINED = """
+for run in runs:
+    assert not set(run.train) & set(run.held_out) and len(run.train) + len(run.held_out) == len(pool)
+for one in range(2):  # of each seed, every picture is held out once
+    assert sorted(np.concatenate([run.held_out for run in runs[2 * one : 2 * one + 2]])) == list(range(len(pool)))
+names = [Path(path).stem for path, _ in pool.samples]
+first, second = names.index("DRAWN_0000001"), names.index("twin")
+assert all((first in run.held_out) == (second in run.held_out) for run in runs)
+mine = [answers_of(classifier, examples(run)[1]) for run, classifier in zip(runs, classifiers)]
+first, second = (np.zeros((len(pool), 3)) for _ in range(2))
+for run, answer in zip(runs, mine):
+    (first if run.seed == 0 else second)[run.held_out] = answer
+table = pd.read_csv(models / "held_out.csv")
+assert np.abs(first - second).max() > 1e-4
+assert np.allclose(table[list(CLASSES)], (first + second) / 2, atol=2e-6)
+assert list(table["Id"]) == pool.ids and list(table["truth"]) == [CLASSES[target] for target in pool.targets]
+single = [answers_of(classifier, test)[:, 0] for classifier in classifiers]
+assert np.allclose(pd.read_csv(cfg.results)["task_1"], np.mean(single, axis=0), atol=2e-6)
+"""
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(execute, data_folder, frozen):
+    twin = Image.open(data_folder / "train" / "melanoma" / "DRAWN_0000001.jpg").transpose(Image.Transpose.ROTATE_90)
+    twin.save(data_folder / "valid" / "melanoma" / "twin.jpg", quality=90)
+    settings = {"folds": 2, "seeds": 2, "epochs": 1, "frozen": frozen, "tta": "false", "drop_leaks": "false"}
+    notebook, root = execute(data=data_folder, then=EXAMINED, **settings)
+    assert "Network 4 of 4: seed 1, fold 1" in printed(notebook)
+    models = root / "models" / "tiny"
+    assert sorted(file.name for file in models.glob("best*")) == [f"best-{k}.safetensors" for k in range(4)]
+    assert pd.read_csv(models / "history.csv")["run"].tolist() == [0, 1, 2, 3]
+    assert not list(models.glob("checkpoint*"))
+
+
+def batch_losses(folder) -> list[float]:
+    """The loss of every training batch, from TensorBoard's files."""
+    (run,) = (folder / "models" / "tiny" / "tensorboard").iterdir()
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return [event.value for event in events.Scalars("batch_loss")]
+
+
+def test_two_processes_or_half_batches_train_as_one(execute, drawn, tmp_path):
+    """With frozen statistics of batch normalisation, which gloo cannot bring together, and without dropout."""
+    settings = {"batchnorm": "frozen", "dropout": "0", "drop_leaks": "false", "ema": "0.5"}
+    _, one = execute("one", **settings)
+    _, halves = execute("halves", batch_size=4, accumulate=2, compile="eager", **settings)
+
+    two = Path(shutil.copytree(one, tmp_path / "two", ignore=shutil.ignore_patterns("models", "images", "*.csv")))
+    environment = os.environ | {f"DERMA_{k.upper()}": v for k, v in {**settings, "batch_size": "4"}.items()}
+    for name in ("DERMA_ACCUMULATE", "DERMA_COMPILE"):
+        environment.pop(name, None)
+    folder = Path(sys.executable).parent  # as in the README
+    command = [folder / "torchrun", "--no-python", "--nproc-per-node", "2", folder / "ipython", CLASSIFICATION]
+    environment |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(command, cwd=two, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("data = ") == 1 and "on 2 x cpu" in done.stdout
+
+    expected = batch_losses(one)
+    assert len(expected) == 6  # 24 pictures, batches of 8, two epochs
+    assert np.allclose(batch_losses(two), expected, rtol=0, atol=1e-5)
+    pairs = np.array(batch_losses(halves)).reshape(-1, 2)
+    assert np.allclose(pairs.mean(1), expected, rtol=0, atol=1e-5)
+    # 7 and 11 pictures: no duplicates that fill up, the same order, the same numbers.
+    for file, numbers in (("results.csv", ["task_1", "task_2"]), ("models/tiny/held_out.csv", list(CLASSES))):
+        tables = [pd.read_csv(root / file).set_index("Id") for root in (one, two, halves)]
+        assert tables[0].index.tolist() == tables[1].index.tolist() == tables[2].index.tolist()
+        for table in tables[1:]:
+            assert np.abs(table[numbers] - tables[0][numbers]).to_numpy().max() <= 1e-5
 
 
 def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
@@ -117,6 +196,7 @@ def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
         ({"model": "resnet1"}, "no classifier 'resnet1'"),
         ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
         ({"data": "nowhere"}, "nowhere: no such folder"),
+        ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
     ],
 )
 def test_bad_settings_are_said_clearly(execute, settings, words):
@@ -238,7 +318,7 @@ class Runs:
 
 def test_killed_ten_times_and_resumed_it_ends_the_same(drawn, tmp_path):
     """SIGKILL at random moments: the weights and the predictions are those of the run that nobody disturbed."""
-    settings = {"data": drawn, "epochs": 5, "drop_leaks": "false"}
+    settings = {"data": drawn, "epochs": 3, "drop_leaks": "false", "ema": 0.9, "seeds": 2, "accumulate": 2}
     unbroken, broken = Runs(tmp_path / "unbroken", **settings), Runs(tmp_path / "broken", **settings)
     chance = random.Random(0)
     try:
@@ -253,8 +333,15 @@ def test_killed_ten_times_and_resumed_it_ends_the_same(drawn, tmp_path):
     finally:
         unbroken.process.kill()
         broken.process.kill()
-    for file in ("results.csv", "models/tiny/best.safetensors"):
+    for file in ("results.csv", "models/tiny/best-0.safetensors", "models/tiny/best-1.safetensors"):
         assert (broken.folder / file).read_bytes() == (unbroken.folder / file).read_bytes()
+    kept = ["run", "epoch", "train_loss", "valid_loss", "valid_mean_auc", "lr"]
+    histories = [pd.read_csv(run.folder / "models/tiny/history.csv")[kept] for run in (broken, unbroken)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    for run in (broken, unbroken):  # what a killed process had written beyond its checkpoint does not count twice
+        for folder in sorted((run.folder / "models/tiny/tensorboard").iterdir()):
+            events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload().Scalars("batch_loss")
+            assert [event.step for event in events] == list(range(1, 10))
     log = (broken.folder / "log").read_text()
     assert len(set(re.findall(r"Resumed after epoch (\d)", log))) >= 2
     assert not list((broken.folder / "models/tiny").glob("checkpoint*"))
