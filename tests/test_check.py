@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from derma import check
+from derma.check import photographs
 from derma.dataset import CLASSES, LesionData
 from derma.duplicates import agreement, find_duplicates, orient, thumbnail
 from derma.sample import draw_picture, draw_sample
@@ -134,3 +135,12 @@ def test_completeness(tmp_path):
 def test_what_cannot_be_opened(tmp_path, capsys):
     assert check.main([str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pictures_of_one_photograph_get_one_number(data_folder):
+    files = sorted((data_folder / "train" / "nevus").iterdir())[:4]
+    twin = files[1].with_name("twin.jpg")
+    Image.open(files[1]).transpose(Image.Transpose.ROTATE_180).save(twin, quality=90)
+    numbers = photographs([str(file) for file in (*files, twin)])
+    assert numbers[4] == numbers[1] and len(set(numbers)) == 4
+    assert len(set(photographs([str(file) for file in files]))) == 4

@@ -17,6 +17,8 @@ from derma.training import (
     get_rng_state,
     load_pretrained,
     load_weights,
+    moving_average,
+    save_history,
     save_weights,
     seed_everything,
     set_rng_state,
@@ -253,3 +255,38 @@ def test_a_checkpoint_holds_nothing_that_would_have_to_be_unpickled(tmp_path):
     with pytest.raises(TypeError, match="cannot hold a object"):
         Checkpoints(tmp_path, {}).save(1, {"model": object()})
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_moving_average_weighs_the_past_as_said():
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1))
+    average = moving_average(model, 0.9)
+    expected = None
+    for step in range(30):
+        with torch.no_grad():
+            model[0].weight.fill_(float(step))
+            model[1].running_mean.fill_(-float(step))
+            model[1].num_batches_tracked.fill_(step)
+        average.update_parameters(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = float(step) if expected is None else decay * expected + (1 - decay) * step
+        assert torch.allclose(average.module[0].weight, torch.tensor(expected), rtol=1e-5)
+        assert torch.allclose(average.module[1].running_mean, torch.tensor(-expected), rtol=1e-5)
+        assert average.module[1].num_batches_tracked == step
+    assert model[0].weight[0, 0] == 29  # the model itself is left alone
+
+
+def test_a_history_is_written_whole(tmp_path):
+    save_history([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_checkpoints_side_by_side_keep_to_themselves(tmp_path):
+    first, second = (Checkpoints(tmp_path, {"seed": 0}, name) for name in ("checkpoint-1", "checkpoint-10"))
+    first.save(1, {"epoch": 1})
+    assert second.load() == (None, [])  # and no sentence about the other's
+    other = Checkpoints(tmp_path, {"seed": 1}, "checkpoint-1")
+    assert "seed was 0, is 1" in other.load()[1][0]
+    second.save(1, {"epoch": 1})
+    first.remove()
+    assert second.load()[0] == {"epoch": 1}
