@@ -159,9 +159,10 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
         print(f"{point.threshold:<12.6g} {rates} {point.balanced_accuracy:.3f}")
     goals = ", ".join(map(str, scoring.CHALLENGE_SENSITIVITIES))
     print(
-        f"The first threshold was given. The others reach the challenge's sensitivities ({goals}) on these very\n"
-        "pictures; their specificity, PPV and NPV are those at that sensitivity, by a bootstrap that chooses the\n"
-        f"threshold anew each time. PPV and NPV hold where {positives[1] / len(joined):.1%} of lesions are melanomas."
+        "The first threshold is the one asked for, or 0.5. The others reach the challenge's sensitivities\n"
+        f"({goals}) on these very pictures; their specificity, PPV and NPV are those at that\n"
+        "sensitivity, by a bootstrap that chooses the threshold anew each time. PPV and NPV hold where\n"
+        f"{positives[1] / len(joined):.1%} of lesions are melanomas."
     )
     print(f"\n{'':24} {'average precision':18} {'Brier score':12} expected calibration error")
     for category, calibration in report.calibration.items():

@@ -37,7 +37,8 @@ def notebook(options) -> dict:
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             started = time.perf_counter()
-            exec(compile("".join(cell["source"]), cell["id"], "exec"), scope)
+            code = compile("".join(cell["source"]), cell["id"], "exec", dont_inherit=True)
+            exec(code, scope)
             seconds[cell["id"]] = time.perf_counter() - started
             if cell["id"] == LAST_CELL:
                 break

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from derma.commands import Parser
 from derma.dataset import SPLITS, DatasetError, LesionData, load_image
-from derma.duplicates import find_duplicates, orient
+from derma.duplicates import LEAST_FINE, SURE_FINE, find_duplicates, orient
 
 OFFICIAL = Path(__file__).with_name("isic2017.csv")  # every image of part 3: id, split and class (CC-0)
 
@@ -160,14 +160,20 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nPictures of one photograph: {len(pairs)} pairs")
     for first, second in combinations_with_replacement(SPLITS, 2):
         between = pairs[pairs["splits"] == f"{first}, {second}"]
-        exact = (between["kind"] == "same bytes").sum()
-        print(f"  {first + ' and ' + second:16} {len(between):4}, of them {exact} with the same bytes")
+        exact, suspected = ((between["kind"] == kind).sum() for kind in ("same bytes", "suspected"))
+        where = f"{first} and {second}"
+        print(f"  {where:16} {len(between):4}, of them {exact} with the same bytes, {suspected} suspected")
     out = Path("models") / data.name
     out.mkdir(parents=True, exist_ok=True)
     pairs.to_csv(out / "leaks.csv", index=False, float_format="%.3f")
     if len(pairs):
         draw_sheet(pairs).save(out / "leaks.png")
         print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
+    if (pairs["kind"] == "suspected").any():
+        print(
+            f"Those suspected agree by {LEAST_FINE} to {SURE_FINE}: one photograph much changed, or smooth lesions of "
+            "one outline; look at them."
+        )
     return 0
 
 

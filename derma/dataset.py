@@ -212,8 +212,9 @@ class LesionData:
         self.name = self.root.absolute().name
         if not self.root.is_dir():
             raise DatasetError(
-                f"{self.root}: no such folder; set DERMA_DATA to a folder that holds {', '.join(SPLITS)}, "
-                "or draw the sample with 'python -m derma.sample'."
+                f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
+                f"holds {', '.join(SPLITS)}: 'make data' brings ISIC 2017 into data/isic2017, 'python -m derma.sample' "
+                "draws data/sample, and DERMA_DATA names the notebook's."
             )
         for split in SPLITS:
             if not (self.root / split).is_dir():

@@ -33,7 +33,8 @@ NEIGHBOURS = 6  # looked at for each picture and orientation
 MOST_PROPOSED = 12  # of those, for each picture: the most alike
 LEAST_COARSE = 0.88  # correlation of the coarse thumbnails, below which no pair is proposed
 LEAST_HALF = 0.25  # correlation of the detail at half the size, below which no pair is looked at more closely
-LEAST_FINE = 0.55  # correlation of the fine detail from which a pair is one photograph
+LEAST_FINE = 0.55  # correlation of the fine detail from which a pair is one photograph, or may be
+SURE_FINE = 0.65  # from which it is; below, smooth lesions on clean skin may agree by their outlines alone
 SCALES = (0.92, 0.96, 1.0, 1.04, 1.08)
 MOST_SHIFT = 12  # pixels of SIDE
 
@@ -210,8 +211,9 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
         groups: one label for each file; only pairs across groups are looked for. All pairs by default.
 
     Returns:
-        Columns ``first``, ``second`` (files), ``kind`` (``"same bytes"`` or ``"near"``), ``fine`` (the correlation of
-        their detail, at most 1) and ``orientation`` (of the second, to match the first; see :func:`orient`).
+        Columns ``first``, ``second`` (files), ``kind`` (``"same bytes"``, ``"near"``, or ``"suspected"`` where
+        they agree by less than ``SURE_FINE`` and should be looked at), ``fine`` (the correlation of their detail, at
+        most 1) and ``orientation`` (of the second, to match the first; see :func:`orient`).
     """
     files = [str(file) for file in files]
     with ProcessPoolExecutor() as pool:
@@ -225,7 +227,7 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
         {
             "first": [files[i] for i in pairs["first"]],
             "second": [files[i] for i in pairs["second"]],
-            "kind": np.where(same, "same bytes", "near"),
+            "kind": np.select([same, pairs["fine"] >= SURE_FINE], ["same bytes", "near"], "suspected"),
             "fine": pairs["fine"].to_numpy(),
             "orientation": pairs["orientation"].to_numpy(),
         }

@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         execute(options.notebook, options.output)
     except CellExecutionError as error:
         print(f"{options.notebook}: {error.ename}: {' '.join(error.evalue.split())}", file=sys.stderr)
+        print(f"The notebook as far as it came: {options.output.with_suffix('.failed.ipynb')}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{error.filename}: {error.strerror}; name a notebook and a file to write.", file=sys.stderr)

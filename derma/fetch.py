@@ -473,7 +473,11 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or Path("data/extra" if options.extra else "data/isic2017")
     try:
         return _extra(options, out, web) if options.extra else _challenge(options, out, web)
-    except (Unreachable, TableError, Busy, DatasetError) as error:
+    except Unreachable as error:
+        message = str(error)
+        if not options.extra and options.address is None:
+            message = message.removesuffix(".") + ", or name another --source, or a folder of the zips with --address."
+    except (TableError, Busy, DatasetError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename or out}: {error.strerror or error}; name another place."
@@ -488,6 +492,7 @@ def _challenge(options, out: Path, web: Web) -> int:
     source = SOURCES[options.source]
     if options.address is not None:
         source = replace(source, address=options.address)
+    print(f"Asking {source.address}", flush=True)  # what follows may try for a minute
     if options.dry_run:
         print(sizes(source, out, web).to_string())
         return 0

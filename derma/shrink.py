@@ -102,7 +102,8 @@ def writing_into(folder: Path) -> Iterator[None]:
     """Keep a folder to this process, and clear away what a killed one left half written.
 
     Args:
-        folder: made if it does not exist. The lock is ``.<name>.lock`` beside it, and goes with the process.
+        folder: made if it does not exist, and removed again if nothing has come into it. The lock is ``.<name>.lock``
+            beside it, and goes with the process.
 
     Raises:
         Busy: another process has it.
@@ -112,7 +113,11 @@ def writing_into(folder: Path) -> Iterator[None]:
         with FileLock(folder.absolute().parent / f".{folder.absolute().name}.lock", timeout=0):
             for partial in folder.rglob("*.part"):
                 partial.unlink()
-            yield
+            try:
+                yield
+            finally:
+                if not any(folder.iterdir()):  # an empty folder would be taken for a data folder that lacks its splits
+                    folder.rmdir()
     except LockTimeout:
         raise Busy(
             f"{folder}: another process is writing into it; wait for it to end, or name another folder."

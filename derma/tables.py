@@ -62,7 +62,8 @@ def _read_text(file: Path) -> str:
         content = file.read_bytes()
     except FileNotFoundError:
         raise TableError(
-            f"{file}: no such file; skin_lesion_classification.ipynb writes results.csv and ground_truth.csv when run."
+            f"{file}: no such file; name a CSV file of predictions, or of the truth with --truth, such as results.csv "
+            "and ground_truth.csv, which skin_lesion_classification.ipynb writes."
         ) from None
     except OSError as error:
         raise TableError(f"{file}: cannot be read ({error.strerror}); name a CSV file.") from None

@@ -8,7 +8,7 @@ from PIL import Image
 from derma import check
 from derma.check import photographs
 from derma.dataset import CLASSES, LesionData
-from derma.duplicates import agreement, find_duplicates, orient, thumbnail
+from derma.duplicates import SURE_FINE, agreement, find_duplicates, orient, thumbnail
 from derma.sample import draw_picture, draw_sample
 
 
@@ -60,7 +60,8 @@ def test_planted_duplicates_are_found(pictures, tmp_path, name):
         planted.add((str(files[number]), str(target)))
     found = find_duplicates([*files, *sorted(tmp_path.iterdir())])
     assert set(zip(found["first"], found["second"])) == planted
-    assert (found["kind"] == ("same bytes" if name == "copied" else "near")).all()
+    assert (found["kind"] == "same bytes").all() if name == "copied" else (found["kind"] != "same bytes").all()
+    assert ((found["kind"] == "suspected") == (found["fine"] < SURE_FINE)).all()
 
 
 def test_orientation_says_how_to_turn_the_second(pictures, tmp_path):

@@ -174,7 +174,7 @@ def test_resumes_image_by_image(server, tmp_path, faultless):
 
 def test_dry_run_tells_sizes_and_writes_nothing(server, tmp_path, capsys, pictures):
     assert run(server, tmp_path / "out", "--dry-run") == 0
-    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[2:]}
     assert [rows[split][0] for split in SPLITS] == [str(sum(COUNTS[split])) for split in SPLITS]
     size = sum(len(content) for classes in pictures.values() for each in classes.values() for content in each.values())
     assert float(rows["all"][2]) == pytest.approx(size / 1e6, rel=0.1)
