@@ -26,6 +26,7 @@ import derma.execute
 from derma.dataset import CLASSES
 from derma.sample import draw_picture
 from derma.scoring import score
+from derma.settings import EVERY
 from derma.tables import join, read_table
 
 CLASSIFICATION = "skin_lesion_classification.ipynb"
@@ -188,20 +189,94 @@ def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
     assert len(read_table(root / "results.csv").values) == 10
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"epoch": "3"}, "DERMA_EPOCH is not a setting"),
-        ({"epochs": "0"}, "DERMA_EPOCHS is '0': Input should be greater than or equal to 1."),
-        ({"model": "resnet1"}, "no classifier 'resnet1'"),
-        ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
-        ({"data": "nowhere"}, "nowhere: no such folder"),
-        ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
-    ],
-)
-def test_bad_settings_are_said_clearly(execute, settings, words):
-    with pytest.raises(CellExecutionError, match=re.escape(words)):
-        execute(**settings)
+RUNNER = """
+import json, os, sys, nbformat, matplotlib
+matplotlib.use("agg")
+import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
+from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
+notebook = nbformat.read(sys.argv[1], as_version=4)
+code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(json.loads(line))
+        exec(compile(code, "notebook", "exec"), {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    print(child, flush=True)
+    print("end", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def as_variables(settings):
+    return {f"DERMA_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+class Runs:
+    """Runs of the notebook's code in one folder, each in a process of its own that can be killed."""
+
+    def __init__(self, folder, **settings):
+        folder.mkdir()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
+        environment |= as_variables({**QUICK, **settings})
+        environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.folder = folder
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, kill_after=None, **settings):
+        """Run it once, with further settings; returns the exit code and the seconds it took."""
+        started = time.monotonic()
+        self.process.stdin.write(json.dumps(as_variables(settings)) + "\n")
+        child = int(self.process.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        return int(self.process.stdout.readline().split()[1]), time.monotonic() - started
+
+
+BAD_SETTINGS = [
+    ({"epoch": "3"}, "DERMA_EPOCH is not a setting"),
+    ({"epochs": "0"}, "DERMA_EPOCHS is '0': Input should be greater than or equal to 1."),
+    ({"model": "resnet1"}, "no classifier 'resnet1'"),
+    ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
+    ({"data": "nowhere"}, "nowhere: no such folder"),
+    ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
+    ({"folds": "1"}, "k-fold cross-validation requires at least one train/test split"),
+]
+
+
+def test_bad_settings_are_said_clearly(drawn, tmp_path):
+    runs = Runs(tmp_path / "bad", data=drawn, drop_leaks="false")
+    try:
+        for settings, words in BAD_SETTINGS:
+            assert runs.run(**settings)[0] == 1
+            assert words in (runs.folder / "log").read_text().splitlines()[-1]
+    finally:
+        runs.process.kill()
+
+
+def test_a_failing_cell_fails_the_execution(execute):
+    with pytest.raises(CellExecutionError, match="DERMA_EPOCH is not a setting"):
+        execute(epoch="3")
+
+
+def test_the_names_of_all_settings_are_known():
+    """derma/settings.py lists them, so that each notebook tells the other's from a misspelt one."""
+    fields = set()
+    for notebook in ROOT.glob("*.ipynb"):
+        code = next(
+            cell.source for cell in nbformat.read(notebook, as_version=4).cells if "class Settings" in cell.source
+        )
+        fields |= set(re.findall(r"^    (\w+): ", code[code.index("class Settings") :], flags=re.MULTILINE))
+    assert fields == EVERY
 
 
 @pytest.mark.parametrize("name", [CLASSIFICATION])
@@ -268,52 +343,6 @@ def train_row(notebook) -> list[str]:
         if "data" in output and "seborrheic_keratosis" in output.data.get("text/plain", "")
     ]
     return next(line.split()[1:] for line in shown[0].splitlines() if line.startswith("train"))
-
-
-RUNNER = """
-import os, sys, nbformat, matplotlib
-matplotlib.use("agg")
-import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
-from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
-notebook = nbformat.read(sys.argv[1], as_version=4)
-code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        exec(compile(code, "notebook", "exec"), {"__name__": "__main__"})
-        sys.stdout.flush()
-        os._exit(0)
-    print(child, flush=True)
-    print("end", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Runs:
-    """Runs of the notebook's code in one folder, each in a process of its own that can be killed."""
-
-    def __init__(self, folder, **settings):
-        folder.mkdir()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
-        environment |= {f"DERMA_{name.upper()}": str(value) for name, value in {**QUICK, **settings}.items()}
-        environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self.folder = folder
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, kill_after=None):
-        """Run it once; returns the exit code and the seconds it took."""
-        started = time.monotonic()
-        self.process.stdin.write("go\n")
-        child = int(self.process.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return int(self.process.stdout.readline().split()[1]), time.monotonic() - started
 
 
 def test_killed_ten_times_and_resumed_it_ends_the_same(drawn, tmp_path):
