@@ -13,7 +13,7 @@ NOTEBOOKS := skin_lesion_classification.ipynb
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
-		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (five to seven minutes on two cores))"; \
+		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (four to six minutes on two cores))"; \
 		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
 	done
 	$(BIN)/python get_results.py $(OUT)/results.csv --figures images/$(notdir $(DERMA_DATA:/=))/scores
