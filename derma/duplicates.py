@@ -222,7 +222,7 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
     digests = {
         i: hashlib.sha256(Path(files[i]).read_bytes()).digest() for i in set(pairs["first"]) | set(pairs["second"])
     }
-    same = [digests[a] == digests[b] for a, b in zip(pairs["first"], pairs["second"], strict=True)]
+    same = np.array([digests[a] == digests[b] for a, b in zip(pairs["first"], pairs["second"], strict=True)], bool)
     return pd.DataFrame(
         {
             "first": [files[i] for i in pairs["first"]],
