@@ -82,16 +82,16 @@ def training_leaks(data: LesionData, trained: tuple[str, ...] = ("train",)) -> p
         other) and ``fine`` (see :func:`derma.duplicates.find_duplicates`).
     """
     owner = {path: split for split in SPLITS for path, _ in data.split(split).samples}
-    pairs = find_duplicates(list(owner), groups=[split in trained for split in owner.values()])
-    flipped = [owner[first] not in trained for first in pairs["first"]]
-    return pd.DataFrame(
-        {
-            "train": pairs["second"].where(flipped, pairs["first"]),
-            "other": (other := pairs["first"].where(flipped, pairs["second"])),
-            "split": other.map(owner),
-            "fine": pairs["fine"],
-        }
-    )
+    found = []
+    while True:
+        left = {path: split for path, split in owner.items() if not any(path in set(part["train"]) for part in found)}
+        pairs = find_duplicates(list(left), groups=[split in trained for split in left.values()])
+        flipped = pairs["first"].map(owner).isin(trained)
+        train, other = pairs["first"].where(flipped, pairs["second"]), pairs["second"].where(flipped, pairs["first"])
+        found.append(pd.DataFrame({"train": train, "other": other, "split": other.map(owner), "fine": pairs["fine"]}))
+        # Only the nearest few of each picture are compared: what many copies hid is looked for among the rest.
+        if pairs.empty:
+            return pd.concat(found, ignore_index=True)
 
 
 def photographs(paths: list[str]) -> np.ndarray:
@@ -164,10 +164,15 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{first} and {second}"
         print(f"  {where:16} {len(between):4}, of them {exact} with the same bytes, {suspected} suspected")
     out = Path("models") / data.name
-    out.mkdir(parents=True, exist_ok=True)
-    pairs.to_csv(out / "leaks.csv", index=False, float_format="%.3f")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pairs.to_csv(out / "leaks.csv", index=False, float_format="%.3f")
+        if len(pairs):
+            draw_sheet(pairs).save(out / "leaks.png")
+    except OSError as error:
+        print(f"{error.filename or out}: {error.strerror}; the tables go there, so make room.", file=sys.stderr)
+        return 2
     if len(pairs):
-        draw_sheet(pairs).save(out / "leaks.png")
         print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
     if (pairs["kind"] == "suspected").any():
         print(
@@ -178,4 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(2)

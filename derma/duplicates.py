@@ -29,12 +29,13 @@ from derma.dataset import load_image
 
 SIDE = 128  # of the pictures that the fine measure compares
 COARSE = 16  # side of the thumbnails, and numbers kept of each
-NEIGHBOURS = 6  # looked at for each picture and orientation
+NEIGHBOURS = 12  # looked at for each picture and orientation
 MOST_PROPOSED = 12  # of those, for each picture: the most alike
-LEAST_COARSE = 0.88  # correlation of the coarse thumbnails, below which no pair is proposed
+LEAST_COARSE = 0.65  # correlation of the coarse thumbnails, below which no pair is proposed
+SURE_COARSE = 0.88  # below which the fine measure must be sure: cropped copies, but also lesions beside one ruler
 LEAST_HALF = 0.25  # correlation of the detail at half the size, below which no pair is looked at more closely
 LEAST_FINE = 0.55  # correlation of the fine detail from which a pair is one photograph, or may be
-SURE_FINE = 0.65  # from which it is; below, smooth lesions on clean skin may agree by their outlines alone
+SURE_FINE = 0.64  # from which it is; below, smooth lesions on clean skin may agree by their outlines alone
 SCALES = (0.92, 0.96, 1.0, 1.04, 1.08)
 MOST_SHIFT = 12  # pixels of SIDE
 
@@ -62,7 +63,8 @@ def propose(thumbnails: np.ndarray) -> pd.DataFrame:
         thumbnails: (N, SIDE, SIDE) grey values.
 
     Returns:
-        Columns ``first`` < ``second`` (positions) and ``orientation`` (of the second, to match the first).
+        Columns ``first`` < ``second`` (positions), ``orientation`` (of the second, to match the first) and ``coarse``
+        (their correlation).
     """
     blocks = thumbnails.reshape(len(thumbnails), COARSE, SIDE // COARSE, COARSE, SIDE // COARSE).mean(axis=(2, 4))
     flat = _unit(blocks.reshape(len(blocks), -1))
@@ -83,13 +85,13 @@ def propose(thumbnails: np.ndarray) -> pd.DataFrame:
         pairs.append(found[(first != second) & (coarse >= LEAST_COARSE)])
     table = pd.concat(pairs).sort_values("coarse", ascending=False, kind="stable")
     # So many for each picture and no more: what is to be compared grows with the pictures, however alike they are.
-    table = table.groupby("second").head(MOST_PROPOSED).drop(columns="coarse").reset_index(drop=True)
+    table = table.groupby("second").head(MOST_PROPOSED).reset_index(drop=True)
     swapped = table["first"] > table["second"]
     # The second, turned, matches the first; so the first, turned back, matches the second.
     back = np.array([0, 3, 2, 1, 4, 5, 6, 7])
     table.loc[swapped, ["first", "second"]] = table.loc[swapped, ["second", "first"]].to_numpy()
     table.loc[swapped, "orientation"] = back[table.loc[swapped, "orientation"]]
-    return table.drop_duplicates(ignore_index=True)
+    return table.drop_duplicates(["first", "second", "orientation"], ignore_index=True)
 
 
 # --- the fine measure ------------------------------------------------------------------------------------------------
@@ -198,9 +200,32 @@ def match(thumbnails: np.ndarray, groups: Sequence | None = None) -> tuple[pd.Da
             )
             fine += [value for values in pool.map(_agreements, jobs, chunksize=32) for value in values]
     pairs["fine"] = np.array(fine, float)
-    same = pairs[pairs["fine"] >= LEAST_FINE].sort_values("fine", ascending=False, kind="stable")
+    least = np.where(pairs["coarse"] >= SURE_COARSE, LEAST_FINE, SURE_FINE)
+    pairs = pairs.drop(columns="coarse")
+    same = pairs[pairs["fine"] >= least].sort_values("fine", ascending=False, kind="stable")
     # A round lesion may match in two orientations; the best stays.
     return same.drop_duplicates(["first", "second"], ignore_index=True), proposed
+
+
+def copies(digests: Sequence[bytes], groups: Sequence | None = None) -> pd.DataFrame:
+    """Return pairs of equal files, as :func:`match` does: each with the first other one (of another group)."""
+    groups = range(len(digests)) if groups is None else groups
+    places: dict[bytes, list[int]] = {}
+    for place, digest in enumerate(digests):
+        places.setdefault(digest, []).append(place)
+    pairs = set()
+    for same in places.values():
+        firsts = {groups[place]: place for place in reversed(same)}  # the first of each group
+        firsts = sorted(firsts.values())[:2]  # two are enough: whatever a file's group, one of them is of another
+        pairs |= {
+            tuple(sorted((place, first)))
+            for place in same
+            for first in [next((each for each in firsts if groups[each] != groups[place]), None)]
+            if first is not None
+        }
+    return pd.DataFrame(
+        [(first, second, 0, 1.0) for first, second in sorted(pairs)], columns=["first", "second", "orientation", "fine"]
+    )
 
 
 def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None = None) -> pd.DataFrame:
@@ -219,9 +244,9 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
     with ProcessPoolExecutor() as pool:
         thumbnails = np.stack(list(pool.map(thumbnail, files, chunksize=32)))
     pairs, _ = match(thumbnails, groups)
-    digests = {
-        i: hashlib.sha256(Path(files[i]).read_bytes()).digest() for i in set(pairs["first"]) | set(pairs["second"])
-    }
+    digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
+    # However many copies there are, and however plain the picture.
+    pairs = pd.concat([copies(digests, groups), pairs]).drop_duplicates(["first", "second"], ignore_index=True)
     same = np.array([digests[a] == digests[b] for a, b in zip(pairs["first"], pairs["second"], strict=True)], bool)
     return pd.DataFrame(
         {

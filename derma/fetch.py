@@ -31,7 +31,7 @@ from derma.check import OFFICIAL
 from derma.commands import Parser, whole_number
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.duplicates import find_duplicates
-from derma.shrink import SHORT_SIDE, SUFFIXES, Busy, Refused, shrink, unsafe, write_jpeg, writing_into
+from derma.shrink import SHORT_SIDE, SUFFIXES, Busy, Refused, is_here, shrink, unsafe, write_jpeg, writing_into
 from derma.tables import TableError, read_table
 from derma.web import Damaged, NotThere, RemoteZip, Unreachable, Web, is_url
 
@@ -188,7 +188,7 @@ def bring_all(jobs: Iterable[Job], web: Web, connections: int, short_side: int) 
         Unreachable, OSError: the server or the disk gave up; all that had arrived is kept.
     """
     jobs = list(jobs)
-    todo = [job for job in jobs if not job.target.exists()]
+    todo = [job for job in jobs if not is_here(job.target)]
     refused, here = [], len(jobs) - len(todo)
     bar = tqdm(
         total=sum(job.size for job in todo), unit="B", unit_scale=True, file=sys.stdout, leave=False,
@@ -211,11 +211,16 @@ def bring_all(jobs: Iterable[Job], web: Web, connections: int, short_side: int) 
     return refused
 
 
+def write_bytes(content: bytes, file: Path) -> None:
+    """Write a file, all or nothing."""
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, file)
+
+
 def write_text(text: str, file: Path) -> None:
     """Write a text file, all or nothing."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    write_bytes(text.encode(), file)
 
 
 def write_report(refused: list[tuple[str, str]], out: Path) -> None:
@@ -248,7 +253,7 @@ def fetch(
     with writing_into(out), tempfile.TemporaryDirectory() as scratch:
         jobs, refused = _plan(source, out, Path(scratch), web)
         for name in source.truths.values():
-            write_text((Path(scratch) / name).read_text(encoding="utf-8"), out / name)
+            write_bytes((Path(scratch) / name).read_bytes(), out / name)
         write_text(ATTRIBUTION.format(address=source.address), out / "ATTRIBUTION.txt")
         write_text(LICENCE, out / "LICENSE.txt")
         refused += bring_all((job for split in SPLITS for job in jobs[split]), web, connections, short_side)
@@ -262,7 +267,7 @@ def sizes(source: Source, out: Path, web: Web) -> pd.DataFrame:
         jobs, _ = _plan(source, out, Path(scratch), web)
     rows = {}
     for split, pictures in jobs.items():
-        todo = [job for job in pictures if not job.target.exists()]
+        todo = [job for job in pictures if not is_here(job.target)]
         rows[split] = len(pictures), len(pictures) - len(todo), sum(job.size for job in todo) / 1e6
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "here", "MB to fetch"])
     table.loc["all"] = table.sum()
@@ -339,7 +344,33 @@ def _known_duplicates(out: Path) -> pd.DataFrame:
     if not (out / "refused.csv").exists():
         return pd.DataFrame(columns=["file", "reason"])
     report = pd.read_csv(out / "refused.csv")
+    _require(report, ("file", "reason"), out / "refused.csv")
     return report[report["reason"].str.startswith(SAME)]
+
+
+def _require(table: pd.DataFrame, columns: Iterable[str], file: Path) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise TableError(
+            f"{file}: not a table that this command has written (it has no column '{missing[0]}'); move it away, or "
+            "name another folder."
+        )
+
+
+def require_complete(official: LesionData) -> None:
+    """Refuse a folder that lacks official images: a duplicate of one that is not there would not be noticed.
+
+    Raises:
+        DatasetError: some are missing or unreadable.
+    """
+    here = {Path(path).stem for split in SPLITS for path, _ in official.split(split).samples}
+    missing = sorted(set(pd.read_csv(OFFICIAL)["id"]) - here)
+    if missing:
+        raise DatasetError(
+            f"{official.root}: {len(missing):,} of the official images are missing or unreadable, such as "
+            f"{missing[0]}; fetch them first (make data), since what shows the photograph of a missing one would be "
+            "let in."
+        )
 
 
 def _remove_official(arrived: list[Path], official: LesionData) -> list[tuple[str, str]]:
@@ -387,34 +418,39 @@ def fetch_extra(
 
     Raises:
         Unreachable: the archive does not give what is needed; all that had arrived is kept.
+        DatasetError, TableError: official images are missing, or a table in ``out`` is somebody else's.
         Busy, OSError: ``out`` cannot be written into.
     """
+    require_complete(official)
     with writing_into(out):
         known = _known_duplicates(out)
+        metadata, columns = out / "metadata.csv", ("isic_id", "class", "licence", "attribution", "url")
+        before = pd.read_csv(metadata) if metadata.exists() else pd.DataFrame(columns=columns)
+        _require(before, columns, metadata)
         names = set(pd.read_csv(OFFICIAL)["id"]) | {
             Path(path).stem for split in SPLITS for path, _ in official.split(split).samples
         }
         table = _list_extra(api, most, names | set(known["file"]), web)
         incoming = out / ".incoming"
         jobs = []
-        for row in table.itertuples():
-            name = f"{row[2]}/{row.isic_id}.jpg"
-            if not (out / name).exists():
+        for row in table.rename(columns={"class": "label"}).itertuples():
+            name = f"{row.label}/{row.isic_id}.jpg"
+            if not is_here(out / name):
                 jobs.append(Job(row.isic_id, incoming / name, row.size, partial(_get_image, web, row.url)))
         refused = bring_all(jobs, web, connections, short_side)
-        left_out = _remove_official(sorted(incoming.rglob("*.jpg")), official)
+        # Those of earlier calls are looked at again: the official folder may have been another one then.
+        left_out = _remove_official(sorted(out.rglob("*.jpg")), official)
         left_out += list(known.itertuples(index=False, name=None))
 
         # Licences first: no picture is let in without its own.
-        metadata = out / "metadata.csv"
-        if metadata.exists():
-            table = pd.concat([pd.read_csv(metadata), table]).drop_duplicates("isic_id", keep="last")
+        if len(before):
+            table = pd.concat([before, table]).drop_duplicates("isic_id", keep="last")
         arrived = {path.stem for path in out.rglob("*.jpg")}
         table = table[table["isic_id"].isin(arrived)].sort_values("isic_id").drop(columns="size")
         write_text(table.to_csv(index=False), metadata)
         write_text(EXTRA_ATTRIBUTION.format(api=api), out / "ATTRIBUTION.txt")
-        for row in table.itertuples():
-            name = f"{row[2]}/{row.isic_id}.jpg"
+        for row in table.rename(columns={"class": "label"}).itertuples():
+            name = f"{row.label}/{row.isic_id}.jpg"
             if (incoming / name).exists():
                 (out / name).parent.mkdir(exist_ok=True)
                 os.replace(incoming / name, out / name)

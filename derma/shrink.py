@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import signal
 import stat
 import sys
 import warnings
@@ -32,6 +34,7 @@ from derma.commands import Parser, whole_number
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
+UNFINISHED = re.compile(r".+\.(jpg|csv|txt)\.\d+\.part")  # what a killed process leaves: a name, its number, and this
 SHORT_SIDE = 256
 QUALITY = 95
 
@@ -47,8 +50,8 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
         return picture.convert("F").point(lambda value: value * scale + 0).convert("L").convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        colours = _to_srgb(picture.convert("RGB"))  # keeps the profile
+        return Image.composite(colours, Image.new("RGB", picture.size, "white"), picture.getchannel("A"))
     profile = picture.info.get("icc_profile")
     if profile and picture.mode in ("RGB", "CMYK", "L"):
         # A broken profile is no reason to lose the picture: it is then read as if it had none.
@@ -112,7 +115,8 @@ def writing_into(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder.absolute().parent / f".{folder.absolute().name}.lock", timeout=0):
             for partial in folder.rglob("*.part"):
-                partial.unlink()
+                if UNFINISHED.fullmatch(partial.name) and partial.is_file():  # and nobody else's
+                    partial.unlink()
             try:
                 yield
             finally:
@@ -122,6 +126,11 @@ def writing_into(folder: Path) -> Iterator[None]:
         raise Busy(
             f"{folder}: another process is writing into it; wait for it to end, or name another folder."
         ) from None
+
+
+def is_here(file: Path) -> bool:
+    """Whether a picture has been written; an empty file is what a power cut may leave of one."""
+    return file.is_file() and file.stat().st_size > 0
 
 
 def write_jpeg(picture: Image.Image, file: Path) -> None:
@@ -171,17 +180,21 @@ def _shrink_one(job: tuple[Path, str, Path, int]) -> str | None:
     """Shrink one picture in a worker process; returns the reason if it was refused."""
     originals, name, target, short_side = job
     try:
-        if originals.is_dir():
-            picture = shrink(originals / name, short_side)
-        else:
-            with zipfile.ZipFile(originals) as archive:
-                picture = shrink(archive.read(name), short_side)
+        picture = shrink(originals / name if originals.is_dir() else _unpack(originals, name), short_side)
     except Refused as refused:
         return str(refused)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        return str(error)
     write_jpeg(picture, target)
     return None
+
+
+def _unpack(originals: Path, name: str) -> bytes:
+    """Return a member of a zip."""
+    with zipfile.ZipFile(originals) as archive:
+        try:
+            return archive.read(name)
+        # Each method of compression has errors of its own: zlib.error, lzma.LZMAError, bzip2's OSError and more.
+        except Exception as error:
+            raise Refused(f"damaged in the zip ({error or type(error).__name__})") from None
 
 
 def shrink_all(
@@ -200,11 +213,15 @@ def shrink_all(
 
     Raises:
         FileNotFoundError, zipfile.BadZipFile: there are no such originals.
+        ValueError: one of the two folders lies in the other.
         Busy: another process writes into ``out``.
     """
     originals, out = Path(originals), Path(out)
     if not originals.exists():
         raise FileNotFoundError(f"{originals}: no such folder or zip; name the originals.")
+    inner, outer = originals.resolve(), out.resolve()
+    if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
+        raise ValueError(f"{out}: this and {originals} lie one in the other; name a folder apart from the originals.")
     with writing_into(out):
         return _shrink_into(originals, out, short_side, workers)
 
@@ -219,9 +236,10 @@ def _shrink_into(originals: Path, out: Path, short_side: int, workers: int | Non
             refused.append((name, reason))
             continue
         taken[target] = name
-        if not target.exists():
+        if not is_here(target):
             jobs.append((originals, name, target, short_side))
-    with ProcessPoolExecutor(workers) as pool:
+    # Ctrl-C is this process's to answer; the workers end with it.
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         # The jobs are names alone: what waits in the queue takes no memory to speak of.
         results = pool.map(_shrink_one, jobs, chunksize=4)
         for job, reason in zip(jobs, tqdm(results, total=len(jobs), unit="picture", leave=False, file=sys.stdout)):
@@ -243,8 +261,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = shrink_all(options.originals, options.out, options.short_side)
-    except (FileNotFoundError, Busy) as error:
+    except (FileNotFoundError, ValueError, Busy) as error:
         print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"{error.filename or options.out}: {error.strerror}; name another place.", file=sys.stderr)

@@ -8,7 +8,9 @@ certificates from the system's store or ``SSL_CERT_FILE``.
 
 from __future__ import annotations
 
+import errno
 import io
+import lzma
 import re
 import threading
 import zipfile
@@ -18,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProxySchemeUnknown
 from urllib3.util import Retry, Timeout, make_headers, parse_url
 
 FOR_THE_MOMENT = {408, 429, 500, 502, 503, 504}
@@ -103,11 +105,19 @@ class Web:
                 if proxy is None:
                     self._managers[proxy] = urllib3.PoolManager(**self._options)
                 else:
-                    address = parse_url(proxy)
-                    headers = make_headers(proxy_basic_auth=unquote(address.auth)) if address.auth else None
-                    plain = address._replace(auth=None).url
-                    self._managers[proxy] = urllib3.ProxyManager(plain, proxy_headers=headers, **self._options)
+                    self._managers[proxy] = self._by_proxy(proxy)
             return self._managers[proxy]
+
+    def _by_proxy(self, proxy: str) -> urllib3.ProxyManager:
+        try:
+            address = parse_url(proxy)
+            headers = make_headers(proxy_basic_auth=unquote(address.auth)) if address.auth else None
+            return urllib3.ProxyManager(address._replace(auth=None).url, proxy_headers=headers, **self._options)
+        except (ProxySchemeUnknown, ValueError):
+            raise Unreachable(
+                f"{proxy}: the environment names this proxy, and it is none of http:// or https://; correct "
+                "http_proxy, https_proxy or all_proxy."
+            ) from None
 
     def _get(self, url: str, part: tuple[int, int] | None) -> tuple[bytes, int]:
         """Return the body and the size of the whole file, trying again while there is hope."""
@@ -127,7 +137,7 @@ class Web:
                     if not response.closed:  # not read to its end: the connection is of no more use
                         response.close()
                     response.release_conn()
-            except LocationValueError:
+            except ValueError:
                 raise Unreachable(f"{url}: not a web address; check it.") from None
             except (HTTPError, OSError) as error:
                 problem = _in_short(error)
@@ -196,7 +206,10 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:  # as files do: zipfile looks for a directory longer than a tiny file
+            raise OSError(errno.EINVAL, "before the beginning")
+        self._position = position
         return self._position
 
     def tell(self) -> int:
@@ -245,7 +258,7 @@ class RemoteZip:
                 content = web.get_part(location, archive.start_dir, start) + content
             self._tail = min(start, archive.start_dir), content
         starts = sorted(member.header_offset for member in self.members)
-        self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
+        self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
 
     def _open(self) -> tuple[zipfile.ZipFile, RemoteFile | None]:
         """Return this thread's own view of the zip."""
@@ -275,7 +288,8 @@ class RemoteZip:
                 if file is not None:
                     file.load(member.header_offset, self._stops[member.header_offset])
                 return archive.read(member)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            # bzip2's errors are OSErrors; those of the network are Unreachable.
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
                 problem = str(error) or "cut short"
             except (NotImplementedError, RuntimeError) as error:
                 raise Damaged(str(error)) from None

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from derma import check
-from derma.check import photographs
+from derma.check import photographs, training_leaks
 from derma.dataset import CLASSES, LesionData
 from derma.duplicates import SURE_FINE, agreement, find_duplicates, orient, thumbnail
 from derma.sample import draw_picture, draw_sample
@@ -145,3 +145,28 @@ def test_pictures_of_one_photograph_get_one_number(data_folder):
     numbers = photographs([str(file) for file in (*files, twin)])
     assert numbers[4] == numbers[1] and len(set(numbers)) == 4
     assert len(set(photographs([str(file) for file in files]))) == 4
+
+
+def test_copies_are_found_however_many_and_however_plain(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        name = f"copy{number:02}.png"
+        Image.new("RGB", (64, 64), (90, 60, 40)).save(tmp_path / name)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"other{number}.png")
+    files = sorted(str(path) for path in tmp_path.iterdir())
+    pairs = find_duplicates(files)
+    assert {first for first, _ in zip(pairs["first"], pairs["second"])} == {files[0]}
+    assert list(pairs["second"]) == files[1:20] and set(pairs["kind"]) == {"same bytes"}
+    groups = [number >= 3 for number in range(24)]  # each copy with one of the other group
+    pairs = find_duplicates(files, groups)
+    assert set(pairs["first"]) | set(pairs["second"]) == set(files[:20])
+    assert all(int(a[-6:-4]) < 3 <= int(b[-6:-4]) for a, b in zip(pairs["first"], pairs["second"]))
+
+
+def test_all_training_copies_of_a_test_picture_are_leaks(data_folder):
+    picture = Image.open(sorted((data_folder / "test" / "nevus").iterdir())[0])
+    for number in range(20):  # no two files the same
+        picture.save(data_folder / "train" / "nevus" / f"copy{number:02}.jpg", quality=75 + number)
+    leaks = training_leaks(LesionData(data_folder))
+    assert {Path(path).stem for path in leaks["train"]} == {f"copy{number:02}" for number in range(20)}

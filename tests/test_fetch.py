@@ -498,9 +498,12 @@ def draw(label, *seed):
 
 
 @pytest.fixture
-def archive(server, faultless):
-    """Eight new images of each class, and four that must never be trained on."""
+def archive(server, faultless, tmp_path, monkeypatch):
+    """Eight new images of each class, and three that must never be trained on."""
     archive = Archive(server)
+    names = sorted(path.stem for path in faultless.rglob("*.jpg"))
+    pd.DataFrame({"id": names}).to_csv(tmp_path / "official.csv", index=False)
+    monkeypatch.setattr(fetch, "OFFICIAL", tmp_path / "official.csv")
     for number, label in enumerate(CLASSES):
         for each in range(8):
             archive.add(f"ISIC_1{number}{each:05}", label, draw(label, 77, number, each))
@@ -510,7 +513,6 @@ def archive(server, faultless):
     archive.add("ISIC_2000000", "nevus", test.read_bytes())
     archive.add("ISIC_2000001", "nevus", mirrored.getvalue())
     archive.add(test.stem, "nevus", draw("nevus", 1))  # its name alone keeps it out
-    archive.add("ISIC_0012086", "nevus", draw("nevus", 2))  # one of the challenge's test images, if not of this folder
     archive.add("ISIC_3000000", "melanoma", draw("melanoma", 3), copyright_license=None)
     return archive
 
@@ -617,3 +619,66 @@ def test_extra_from_something_else(server, archive, tmp_path, faultless, capsys,
     server.files["/api/images/search/"] = answer
     assert run_extra(server, tmp_path / "extra", faultless) == 2
     assert "ISIC Archive" in one_sentence(capsys)
+
+
+def test_extra_waits_for_the_whole_official_set(server, archive, tmp_path, faultless, capsys):
+    """A duplicate of an image that is not there would not be noticed."""
+    official, out = Path(shutil.copytree(faultless, tmp_path / "official")), tmp_path / "extra"
+    copied = sorted((official / "test" / "nevus").iterdir())[0]
+    whole = copied.read_bytes()
+    for content in (None, b"x"):
+        copied.unlink() if content is None else copied.write_bytes(content)
+        assert run_extra(server, out, official) == 2
+        assert f"1 of the official images are missing or unreadable, such as {copied.stem};" in one_sentence(capsys)
+        assert not out.exists()
+    # And what had come in beside another official set is looked at again.
+    copied.write_bytes(whole)
+    (out / "nevus").mkdir(parents=True)
+    (out / "nevus" / "ISIC_2000000.jpg").write_bytes(whole)
+    assert run_extra(server, out, official) == 0
+    assert extra_names(out) == NEW
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "refused.csv"])
+def test_extra_leaves_tables_of_others_alone(server, archive, tmp_path, faultless, capsys, name):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / name).write_text("isic_id,age\nISIC_1,40\n")
+    assert run_extra(server, tmp_path / "extra", faultless) == 2
+    assert f"{name}: not a table that this command has written" in one_sentence(capsys)
+    assert (tmp_path / "extra" / name).read_text() == "isic_id,age\nISIC_1,40\n"
+
+
+def test_a_truth_in_another_encoding(server, tmp_path, faultless):
+    name = "ISIC-2017_Validation_Part3_GroundTruth.csv"
+    server.files[f"/{name}"] = server.files[f"/{name}"].decode().encode("utf-16")
+    assert run(server, tmp_path / "out") == 0
+    assert pictures_in(tmp_path / "out") == pictures_in(faultless)
+    assert (tmp_path / "out" / name).read_bytes() == server.files[f"/{name}"]
+
+
+def test_an_empty_zip_is_said_to_be_empty(server, tmp_path, capsys):
+    server.files["/ISIC-2017_Training_Data.zip"] = make_zip([])
+    assert run(server, tmp_path / "out") == 2
+    assert "none of the pictures is in there" in one_sentence(capsys)
+
+
+def test_bad_proxies_are_named(server, tmp_path, capsys, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    assert run(server, tmp_path / "out") == 2
+    assert "socks5://127.0.0.1:9: the environment names this proxy" in one_sentence(capsys)
+
+
+def test_an_address_that_is_none(tmp_path, capsys):
+    assert fetch.main([str(tmp_path / "out"), "--address", "http://[::1", "--retries", "0"]) == 2
+    assert "not a web address" in one_sentence(capsys)
+    assert not (tmp_path / "out").exists()  # an empty folder would be taken for a data folder
+
+
+def test_an_empty_picture_is_fetched_again(server, tmp_path, faultless):
+    out = Path(shutil.copytree(faultless, tmp_path / "out"))
+    picture = next(out.rglob("*.jpg"))
+    whole = picture.read_bytes()
+    picture.write_bytes(b"")
+    assert run(server, out) == 0 and picture.read_bytes() == whole

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from derma import shrink as module
 from derma.sample import draw_picture
-from derma.shrink import Refused, main, shrink, shrink_all
+from derma.shrink import Refused, main, shrink, shrink_all, unsafe
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,11 @@ def test_colour_profiles_are_applied():
     # A profile with the primaries of red and blue exchanged, by exchanging the names of their tags.
     swapped = srgb.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
     for profile, expected in ((srgb, (120, 80, 60)), (swapped, (60, 80, 120)), (b"broken", (120, 80, 60))):
-        shrunk = shrink(encoded(picture, quality=100, icc_profile=profile))
-        assert shrunk.getpixel((9, 9)) == pytest.approx(expected, abs=3)
+        for file in (
+            encoded(picture, quality=100, icc_profile=profile),
+            encoded(picture.convert("RGBA"), "PNG", icc_profile=profile),
+        ):
+            assert shrink(file).getpixel((9, 9)) == pytest.approx(expected, abs=3)
 
 
 # --- bad files, each with its reason ---------------------------------------------------------------------------------
@@ -170,10 +173,58 @@ def test_a_member_whose_checksum_is_wrong(tmp_path, large):
     assert (tmp_path / "out" / "b.jpg").exists()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_packed_member_is_named_and_the_rest_goes_on(tmp_path, large, method):
+    archive = tmp_path / "bad.zip"
+    with zipfile.ZipFile(archive, "w", method) as target:
+        target.writestr("a.bmp", encoded(large.resize((300, 200)), "BMP"))
+        start = target.infolist()[0].header_offset + 200
+        target.writestr("b.bmp", encoded(large.resize((300, 200)), "BMP"))
+    content = bytearray(archive.read_bytes())
+    content[start : start + 40] = b"\xff" * 40
+    archive.write_bytes(content)
+    report = shrink_all(archive, tmp_path / "out")
+    assert report["file"].tolist() == ["a.bmp"] and report["reason"][0].startswith("damaged in the zip")
+    assert (tmp_path / "out" / "b.jpg").exists()
+
+
+def test_encrypted_members_and_bombs_are_refused_unread():
+    member = zipfile.ZipInfo("a.jpg")
+    assert unsafe(member) is None
+    member.flag_bits = 1
+    assert unsafe(member) == "encrypted"
+    bomb = zipfile.ZipInfo("b.jpg")
+    bomb.file_size = 2**29 + 1
+    assert unsafe(bomb).endswith("unpacked: a zip bomb?")
+
+
+def test_only_ones_own_leftovers_are_cleared_away(tmp_path, large):
+    (tmp_path / "in").mkdir()
+    large.save(tmp_path / "in" / "a.jpg")
+    out = tmp_path / "out"
+    (out / "folder.part").mkdir(parents=True)
+    (out / "movie.mkv.part").write_bytes(b"half a movie")
+    (out / "a.jpg.123.part").write_bytes(b"half a picture")
+    (out / "a.jpg").write_bytes(b"")  # what a power cut leaves
+    shrink_all(tmp_path / "in", out)
+    assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "folder.part", "movie.mkv.part", "refused.csv"]
+    assert (out / "a.jpg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("out", ["in", "in/small", "."])
+def test_originals_and_small_ones_are_kept_apart(tmp_path, large, capsys, out):
+    (tmp_path / "in").mkdir()
+    large.save(tmp_path / "in" / "a.jpg")
+    assert main([str(tmp_path / "in"), str(tmp_path / out)]) == 2
+    assert "lie one in the other; name a folder apart" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jpg"]
+
+
 def test_names_that_would_collide(tmp_path):
+    (tmp_path / "in").mkdir()
     for name in ("a.jpg", "a.png"):
-        Image.new("RGB", (20, 20)).save(tmp_path / name)
-    report = shrink_all(tmp_path, tmp_path / "out")
+        Image.new("RGB", (20, 20)).save(tmp_path / "in" / name)
+    report = shrink_all(tmp_path / "in", tmp_path / "out")
     assert report["file"].tolist() == ["a.png"] and "a.jpg" in report["reason"][0]
 
 
@@ -182,7 +233,7 @@ def test_it_continues_where_it_stopped(originals, tmp_path, large, monkeypatch):
     (tmp_path / "out" / "test" / "c.jpg").unlink()
     kept = (tmp_path / "out" / "train" / "nevus" / "a.jpg").stat().st_mtime_ns
     done = []
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers: Here(done))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, **options: Here(done))
     shrink_all(originals, tmp_path / "out")
     assert "test/c.jpg" in done and not any(name.startswith("train") for name in done)
     assert (tmp_path / "out" / "train" / "nevus" / "a.jpg").stat().st_mtime_ns == kept
