@@ -1,7 +1,7 @@
 """Measure how the search for duplicates grows: from 2,750 drawn thumbnails to 50,000, each set with a hundred copies.
 
 python benchmarks/leaks.py                  # about ten minutes on two cores, most of them for drawing
-python benchmarks/leaks.py data/isic2017    # and the time for a real folder
+python benchmarks/leaks.py data/isic2017    # first for a real folder: time, and cropped copies found
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from math import log2
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from derma.check import find_leaks  # noqa: E402 - the package is not installed, it lies beside this folder
-from derma.dataset import CLASSES, LesionData  # noqa: E402
-from derma.duplicates import SIDE, match, orient  # noqa: E402
+from derma.dataset import CLASSES, SPLITS, LesionData, load_image  # noqa: E402
+from derma.duplicates import SIDE, match, orient, thumbnail  # noqa: E402
 from derma.sample import draw_picture  # noqa: E402
 
 SIZES, COPIES = (2_750, 5_500, 11_000, 22_000, 50_000), 100
@@ -31,6 +32,27 @@ def draw(number: int) -> np.ndarray:
     return np.asarray(picture.convert("L"))
 
 
+def crop(job: tuple[str, float]) -> np.ndarray:
+    """Return the thumbnail of a picture without a share of its width and height."""
+    file, share = job
+    picture = load_image(file)
+    x, y = (round(side * share / 2) for side in picture.size)
+    inner = picture.crop((x, y, picture.width - x, picture.height - y)).resize(picture.size)
+    return np.asarray(inner.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def recall_of_crops(data: LesionData, share: float) -> tuple[int, int]:
+    """Return how many cropped copies of every eighth test picture are found among all pictures, and their number."""
+    files = [path for split in SPLITS for path, _ in data.split(split).samples]
+    originals = [path for path, _ in data.split("test").samples][::8]
+    with ProcessPoolExecutor() as pool:
+        all_of_them = list(pool.map(thumbnail, files, chunksize=32))
+        cropped = list(pool.map(crop, [(file, share) for file in originals], chunksize=8))
+    pairs, _ = match(np.stack(all_of_them + cropped))
+    found = set(zip(pairs["first"], pairs["second"]))
+    return sum((files.index(file), len(files) + k) in found for k, file in enumerate(originals)), len(originals)
+
+
 def main() -> None:
     for folder in sys.argv[1:]:
         data = LesionData(folder)
@@ -38,6 +60,9 @@ def main() -> None:
         pairs = find_leaks(data)
         seconds = time.perf_counter() - started
         print(f"{folder}: {data.counts.loc['all', 'all']:,} pictures, {len(pairs)} pairs, {seconds:.1f} s", flush=True)
+        for share in (0.05, 0.1):
+            found, planted = recall_of_crops(data, share)
+            print(f"  cropped by {share:.0%}: {found} of {planted} copies found", flush=True)
 
     started = time.perf_counter()
     with ProcessPoolExecutor() as pool:
