@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import numpy as np
@@ -40,7 +41,7 @@ QUICK = {
 def execute(drawn, tmp_path, monkeypatch):
     """Return a function that executes a notebook in a new folder with settings and returns the two."""
 
-    def execute_notebook(folder="run", data=drawn, then=None, **settings):
+    def execute_notebook(folder="executed", data=drawn, **settings):
         root = tmp_path / folder
         root.mkdir()
         shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
@@ -48,10 +49,7 @@ def execute(drawn, tmp_path, monkeypatch):
             monkeypatch.delenv(name)
         for name, value in {**QUICK, "data": str(data), **settings}.items():
             monkeypatch.setenv(f"DERMA_{name.upper()}", str(value))
-        notebook = nbformat.read(ROOT / CLASSIFICATION, as_version=4)
-        if then is not None:  # code to run in the end
-            notebook.cells.append(nbformat.v4.new_code_cell(then))
-        nbformat.write(notebook, root / CLASSIFICATION)
+        shutil.copy(ROOT / CLASSIFICATION, root)
         derma.execute.execute(root / CLASSIFICATION, root / "executed.ipynb")
         return nbformat.read(root / "executed.ipynb", as_version=4), root
 
@@ -63,8 +61,81 @@ def printed(notebook) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
-def test_fine_tuning_writes_everything_and_repeats(execute):
-    notebook, root = execute("first", workers=2)
+RUNNER = """
+import json, os, sys, nbformat, matplotlib
+matplotlib.use("agg")
+import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
+from torch.utils import tensorboard
+from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
+notebook = nbformat.read(sys.argv[1], as_version=4)
+code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(job["folder"])
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(job["settings"])
+        exec(compile(code + "\\n\\n" + job["then"], "notebook", "exec"), {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    print(child, flush=True)
+    print("end", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def as_variables(settings):
+    return {f"DERMA_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+class Run(NamedTuple):
+    code: int  # of the process's exit
+    seconds: float
+    text: str  # all that this folder's runs have printed
+    root: Path
+
+
+@pytest.fixture(scope="session")
+def runner():
+    """A process that has imported everything and forks for each run, which spares most of a run's time."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
+    environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def run(runner, drawn, tmp_path):
+    """Return a function that runs the notebook's code in a folder, with settings and some code to follow it."""
+
+    def run_code(folder="run", then="", kill_after=None, fails=False, **settings):
+        root = tmp_path / folder
+        root.mkdir(exist_ok=True)
+        started = time.monotonic()
+        job = {"folder": str(root), "then": then, "settings": as_variables({**QUICK, "data": drawn, **settings})}
+        runner.stdin.write(json.dumps(job) + "\n")
+        child = int(runner.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        code = int(runner.stdout.readline().split()[1])
+        seconds, text = time.monotonic() - started, (root / "log").read_text()
+        assert code in ((0, -signal.SIGKILL) if kill_after else (1,) if fails else (0,)), text
+        return Run(code, seconds, text, root)
+
+    return run_code
+
+
+def test_fine_tuning_writes_everything(execute):
+    notebook, root = execute(workers=2)
     joined = join(read_table(root / "results.csv"), read_table(root / "ground_truth.csv", truth=True))
     assert len(joined) == 11
     expected = [f"Category {k} Score: {area:.3f}" for k, area in enumerate(score(joined), 1)]
@@ -74,18 +145,22 @@ def test_fine_tuning_writes_everything_and_repeats(execute):
     for name in ("learning_curves", "confusion", "roc", "reliability", "benign_malignant"):
         assert (root / "images" / "tiny" / f"{name}.png").stat().st_size > 1000
 
-    _, again = execute("second", workers=2)
-    assert (again / "results.csv").read_bytes() == (root / "results.csv").read_bytes()
-    _, other = execute("third", seed=1)
-    assert (other / "results.csv").read_bytes() != (root / "results.csv").read_bytes()
+
+def test_the_same_seed_repeats_and_another_does_not(run):
+    first, again, other = (
+        run(name, seed=seed, workers=workers).root / "results.csv"
+        for name, seed, workers in (("first", 0, 2), ("again", 0, 0), ("other", 1, 0))
+    )
+    assert again.read_bytes() == first.read_bytes()
+    assert other.read_bytes() != first.read_bytes()
 
 
-def test_the_best_epoch_is_kept_and_not_the_last(execute):
+def test_the_best_epoch_is_kept_and_not_the_last(run):
     # With a patience of one epoch, the last is by construction one that was no better than the kept one.
-    notebook, root = execute(epochs=40, patience=1)
+    _, _, text, root = run(epochs=40, patience=1)
     models = root / "models" / "tiny"
     history, metrics = pd.read_csv(models / "history.csv"), json.loads((models / "metrics.json").read_text())
-    assert "stopping" in printed(notebook)
+    assert "stopping" in text
     (kept,) = metrics["kept"]
     assert kept["epoch"] == len(history) - 1 < 39
     order = list(zip(history["valid_mean_auc"], -history["valid_loss"], strict=True))  # the loss breaks ties
@@ -97,15 +172,15 @@ def test_the_best_epoch_is_kept_and_not_the_last(execute):
     assert metrics["valid_mean_auc"] == pytest.approx(kept["valid_mean_auc"])
 
 
-def test_results_go_where_they_are_asked_to(execute):
-    _, root = execute(results="new/folder/mine.csv", epochs=1)
+def test_results_go_where_they_are_asked_to(run):
+    root = run(results="new/folder/mine.csv", epochs=1).root
     assert len(read_table(root / "new/folder/mine.csv").values) == 11
     assert (root / "new/folder/ground_truth.csv").exists() and not (root / "results.csv").exists()
 
 
-def test_frozen_backbone_trains_a_head_on_features(execute):
-    notebook, root = execute(frozen="true", head_layers=3, tta="true", epochs=3)
-    assert "(frozen)" in printed(notebook)
+def test_frozen_backbone_trains_a_head_on_features(run):
+    _, _, text, root = run(frozen="true", head_layers=3, tta="true", epochs=3)
+    assert "(frozen)" in text
     assert len(read_table(root / "results.csv").values) == 11
     with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:  # the head's three layers alone
         assert sum(key.endswith("weight") for key in list(file.keys())) == 3
@@ -133,12 +208,12 @@ assert np.allclose(pd.read_csv(cfg.results)["task_1"], np.mean(single, axis=0), 
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(execute, data_folder, frozen):
+def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(run, data_folder, frozen):
     twin = Image.open(data_folder / "train" / "melanoma" / "DRAWN_0000001.jpg").transpose(Image.Transpose.ROTATE_90)
     twin.save(data_folder / "valid" / "melanoma" / "twin.jpg", quality=90)
     settings = {"folds": 2, "seeds": 2, "epochs": 1, "frozen": frozen, "tta": "false", "drop_leaks": "false"}
-    notebook, root = execute(data=data_folder, then=EXAMINED, **settings)
-    assert "Network 4 of 4: seed 1, fold 1" in printed(notebook)
+    _, _, text, root = run(data=data_folder, then=EXAMINED, **settings)
+    assert "Network 4 of 4: seed 1, fold 1" in text
     models = root / "models" / "tiny"
     assert sorted(file.name for file in models.glob("best*")) == [f"best-{k}.safetensors" for k in range(4)]
     assert pd.read_csv(models / "history.csv")["run"].tolist() == [0, 1, 2, 3]
@@ -152,16 +227,17 @@ def batch_losses(folder) -> list[float]:
     return [event.value for event in events.Scalars("batch_loss")]
 
 
-def test_two_processes_or_half_batches_train_as_one(execute, drawn, tmp_path):
+def test_two_processes_or_half_batches_train_as_one(run, drawn, tmp_path):
     """With frozen statistics of batch normalisation, which gloo cannot bring together, and without dropout."""
     settings = {"batchnorm": "frozen", "dropout": "0", "drop_leaks": "false", "ema": "0.5"}
-    _, one = execute("one", **settings)
-    _, halves = execute("halves", batch_size=4, accumulate=2, compile="eager", **settings)
+    one = run("one", **settings).root
+    halves = run("halves", batch_size=4, accumulate=2, compile="eager", **settings).root
 
-    two = Path(shutil.copytree(one, tmp_path / "two", ignore=shutil.ignore_patterns("models", "images", "*.csv")))
-    environment = os.environ | {f"DERMA_{k.upper()}": v for k, v in {**settings, "batch_size": "4"}.items()}
-    for name in ("DERMA_ACCUMULATE", "DERMA_COMPILE"):
-        environment.pop(name, None)
+    two = tmp_path / "two"
+    shutil.copytree(ROOT / "derma", two / "derma", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / CLASSIFICATION, two)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
+    environment |= as_variables({**QUICK, "data": drawn, **settings, "batch_size": 4})
     folder = Path(sys.executable).parent  # as in the README
     command = [folder / "torchrun", "--no-python", "--nproc-per-node", "2", folder / "ipython", CLASSIFICATION]
     environment |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
@@ -182,64 +258,11 @@ def test_two_processes_or_half_batches_train_as_one(execute, drawn, tmp_path):
             assert np.abs(table[numbers] - tables[0][numbers]).to_numpy().max() <= 1e-5
 
 
-def test_unreadable_pictures_are_named_and_left_out(execute, data_folder):
+def test_unreadable_pictures_are_named_and_left_out(run, data_folder):
     (data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").write_bytes(b"not a picture")
-    notebook, root = execute(data=data_folder, epochs=1, patience=1)
-    assert "left out: 1 of the pictures" in printed(notebook) and "DRAWN_2100000.jpg" in printed(notebook)
+    _, _, text, root = run(data=data_folder, epochs=1, patience=1)
+    assert "left out: 1 of the pictures" in text and "DRAWN_2100000.jpg" in text
     assert len(read_table(root / "results.csv").values) == 10
-
-
-RUNNER = """
-import json, os, sys, nbformat, matplotlib
-matplotlib.use("agg")
-import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
-from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
-notebook = nbformat.read(sys.argv[1], as_version=4)
-code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(json.loads(line))
-        exec(compile(code, "notebook", "exec"), {"__name__": "__main__"})
-        sys.stdout.flush()
-        os._exit(0)
-    print(child, flush=True)
-    print("end", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def as_variables(settings):
-    return {f"DERMA_{name.upper()}": str(value) for name, value in settings.items()}
-
-
-class Runs:
-    """Runs of the notebook's code in one folder, each in a process of its own that can be killed."""
-
-    def __init__(self, folder, **settings):
-        folder.mkdir()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
-        environment |= as_variables({**QUICK, **settings})
-        environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self.folder = folder
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, kill_after=None, **settings):
-        """Run it once, with further settings; returns the exit code and the seconds it took."""
-        started = time.monotonic()
-        self.process.stdin.write(json.dumps(as_variables(settings)) + "\n")
-        child = int(self.process.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return int(self.process.stdout.readline().split()[1]), time.monotonic() - started
 
 
 BAD_SETTINGS = [
@@ -253,14 +276,9 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_said_clearly(drawn, tmp_path):
-    runs = Runs(tmp_path / "bad", data=drawn, drop_leaks="false")
-    try:
-        for settings, words in BAD_SETTINGS:
-            assert runs.run(**settings)[0] == 1
-            assert words in (runs.folder / "log").read_text().splitlines()[-1]
-    finally:
-        runs.process.kill()
+@pytest.mark.parametrize(("settings", "words"), BAD_SETTINGS)
+def test_bad_settings_are_said_clearly(run, settings, words):
+    assert words in run(fails=True, drop_leaks="false", **settings).text.splitlines()[-1]
 
 
 def test_a_failing_cell_fails_the_execution(execute):
@@ -318,7 +336,7 @@ def test_published_files_belong_together(published):
     assert np.all(results[["task_1", "task_2"]].sum(axis=1) <= 1 + 1e-6)
 
 
-def test_leaking_training_pictures_are_left_out_and_extra_ones_taken_in(execute, data_folder, tmp_path):
+def test_leaking_training_pictures_are_left_out_and_extra_ones_taken_in(run, data_folder, tmp_path):
     leak = Image.open(data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").transpose(Image.Transpose.ROTATE_90)
     leak.save(data_folder / "train" / "nevus" / "leak.jpg", quality=80)
     (tmp_path / "more" / "melanoma").mkdir(parents=True)
@@ -326,51 +344,30 @@ def test_leaking_training_pictures_are_left_out_and_extra_ones_taken_in(execute,
         picture = draw_picture("melanoma", np.random.default_rng((9, seed)), (64, 48))
         picture.save(tmp_path / "more" / "melanoma" / f"extra{seed}.jpg", quality=95)
     settings = {"data": data_folder, "extra": tmp_path / "more", "epochs": 1}
-    notebook, _ = execute("dropped", **settings)
-    assert "Left out of training, since they share a photograph: 1 (1 with test)." in printed(notebook)
-    assert train_row(notebook) == ["9", "12", "6", "27"]
-    notebook, _ = execute("kept", drop_leaks="false", **settings)
-    assert "Left out" not in printed(notebook)
-    assert train_row(notebook) == ["9", "13", "6", "28"]
+    settings["then"] = "print('learnt from', data.counts.loc['train'].tolist())"
+    text = run("dropped", **settings).text
+    assert "Left out of training, since they share a photograph: 1 (1 with test)." in text
+    assert "learnt from [9, 12, 6, 27]" in text
+    text = run("kept", drop_leaks="false", **settings).text
+    assert "Left out" not in text and "learnt from [9, 13, 6, 28]" in text
 
 
-def train_row(notebook) -> list[str]:
-    """What the notebook shows as the counts of the training split."""
-    shown = [
-        output.data["text/plain"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "data" in output and "seborrheic_keratosis" in output.data.get("text/plain", "")
-    ]
-    return next(line.split()[1:] for line in shown[0].splitlines() if line.startswith("train"))
-
-
-def test_killed_ten_times_and_resumed_it_ends_the_same(drawn, tmp_path):
+def test_killed_ten_times_and_resumed_it_ends_the_same(run):
     """SIGKILL at random moments: the weights and the predictions are those of the run that nobody disturbed."""
-    settings = {"data": drawn, "epochs": 3, "drop_leaks": "false", "ema": 0.9, "seeds": 2, "accumulate": 2}
-    unbroken, broken = Runs(tmp_path / "unbroken", **settings), Runs(tmp_path / "broken", **settings)
-    chance = random.Random(0)
-    try:
-        code, takes = unbroken.run()
-        assert code == 0, (unbroken.folder / "log").read_text()
-        kills = 0
-        while kills < 10:
-            code, _ = broken.run(kill_after=chance.uniform(0.2, 1) * takes)
-            assert code in (0, -signal.SIGKILL), (broken.folder / "log").read_text()
-            kills += code != 0
-        assert broken.run()[0] == 0
-    finally:
-        unbroken.process.kill()
-        broken.process.kill()
+    settings = {"epochs": 3, "drop_leaks": "false", "ema": 0.9, "seeds": 2, "accumulate": 2}
+    unbroken = run("unbroken", **settings)
+    chance, kills = random.Random(0), 0
+    while kills < 10:
+        kills += run("broken", kill_after=chance.uniform(0.2, 1) * unbroken.seconds, **settings).code != 0
+    broken = run("broken", **settings)
     for file in ("results.csv", "models/tiny/best-0.safetensors", "models/tiny/best-1.safetensors"):
-        assert (broken.folder / file).read_bytes() == (unbroken.folder / file).read_bytes()
+        assert (broken.root / file).read_bytes() == (unbroken.root / file).read_bytes()
     kept = ["run", "epoch", "train_loss", "valid_loss", "valid_mean_auc", "lr"]
-    histories = [pd.read_csv(run.folder / "models/tiny/history.csv")[kept] for run in (broken, unbroken)]
+    histories = [pd.read_csv(each.root / "models/tiny/history.csv")[kept] for each in (broken, unbroken)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    for run in (broken, unbroken):  # what a killed process had written beyond its checkpoint does not count twice
-        for folder in sorted((run.folder / "models/tiny/tensorboard").iterdir()):
+    for each in (broken, unbroken):  # what a killed process had written beyond its checkpoint does not count twice
+        for folder in sorted((each.root / "models/tiny/tensorboard").iterdir()):
             events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload().Scalars("batch_loss")
             assert [event.step for event in events] == list(range(1, 10))
-    log = (broken.folder / "log").read_text()
-    assert len(set(re.findall(r"Resumed after epoch (\d)", log))) >= 2
-    assert not list((broken.folder / "models/tiny").glob("checkpoint*"))
+    assert len(set(re.findall(r"Resumed after epoch (\d)", broken.text))) >= 2
+    assert not list((broken.root / "models/tiny").glob("checkpoint*"))
