@@ -223,6 +223,20 @@ def _digest(about: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def restore(part: object, state: dict) -> None:
+    """Load a state into a network, an optimizer or whatever else has ``load_state_dict``.
+
+    An optimizer's moments are laid out in memory as their parameters are: fused steps go through both side by side, and
+    would pair the wrong numbers if one were channels-last and the other not, without a word.
+    """
+    part.load_state_dict(state)
+    if isinstance(part, torch.optim.Optimizer):
+        for parameter, moments in part.state.items():
+            for name, value in moments.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Checkpoints:
     """The states of a training, one file for each epoch, of which the last two are kept.
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -43,7 +45,9 @@ def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(notebook, tmp_p
     output.write_text("old")
     assert main([str(notebook("print('so far')", "raise ValueError('no data; add some.')")), str(output)]) == 2
     captured = capfd.readouterr()
-    assert captured.err.strip().endswith("story.ipynb: ValueError: no data; add some.")
+    sentence, where = captured.err.splitlines()[-2:]
+    assert sentence.endswith("story.ipynb: ValueError: no data; add some.")
+    assert where.startswith("The notebook as far as it came: ") and Path(where.split(": ")[1]).is_file()
     assert output.read_text() == "old"
     failed = nbformat.read(tmp_path / "out.failed.ipynb", as_version=4)
     assert failed.cells[0].outputs[0].text == "so far\n"

@@ -18,6 +18,7 @@ from derma.training import (
     load_pretrained,
     load_weights,
     moving_average,
+    restore,
     save_history,
     save_weights,
     seed_everything,
@@ -290,3 +291,32 @@ def test_checkpoints_side_by_side_keep_to_themselves(tmp_path):
     second.save(1, {"epoch": 1})
     first.remove()
     assert second.load()[0] == {"epoch": 1}
+
+
+def test_a_restored_fused_optimizer_goes_on_as_if_nothing_had_happened(tmp_path):
+    """Its moments must lie in memory as the channels-last weights do, which files do not keep."""
+
+    def begin():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+        model(torch.ones(1, 3, 8, 8))
+        model = model.to(memory_format=torch.channels_last)
+        return {"network": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)}
+
+    def step(parts, seed):
+        batch = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        parts["network"](batch.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+        parts["optimizer"].step()
+        parts["optimizer"].zero_grad()
+
+    unbroken = begin()
+    step(unbroken, 1)
+    Checkpoints(tmp_path, {}).save(1, {name: part.state_dict() for name, part in unbroken.items()})
+    step(unbroken, 2)
+    resumed = begin()
+    saved, _ = Checkpoints(tmp_path, {}).load()
+    for name, part in resumed.items():
+        restore(part, saved[name])
+    step(resumed, 2)
+    for expected, got in zip(unbroken["network"].parameters(), resumed["network"].parameters(), strict=True):
+        assert torch.equal(expected, got)
