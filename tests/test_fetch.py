@@ -410,7 +410,9 @@ def test_killed_twenty_times_at_random_moments(server, tmp_path, faultless):
         "import os, sys\nfrom derma.fetch import main\nprint('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         "    child = os.fork()\n"
-        "    if child == 0: os._exit(main(sys.argv[1:]))\n"
+        "    if child == 0:\n"
+        "        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n"  # the pipe's lines are the parent's
+        "        os._exit(main(sys.argv[1:]))\n"
         "    print(child, flush=True)\n"
         "    print('end', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
     )
