@@ -412,10 +412,11 @@ def _mix(*numbers: int) -> int:
 
 
 def _step_back(worker: int) -> None:
-    """Give a worker process the lowest priority: on a CPU it would else take its turns from the network's threads,
-    which wait for each other at every layer, so that each turn counts twice."""
+    """Give a worker process less priority: on a CPU it would else take its turns from the network's threads, which wait
+    for each other at every layer, so that each turn counts twice. Not the least: beside other programs it would starve,
+    and the network with it."""
     if hasattr(os, "nice"):
-        os.nice(19)
+        os.nice(5)
 
 
 def make_loader(
