@@ -7,13 +7,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 DERMA_DATA ?= data/sample
 OUT := models/$(notdir $(DERMA_DATA:/=))
-NOTEBOOKS := skin_lesion_classification.ipynb
+NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ipynb
 
 .PHONY: run data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
-		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (four to six minutes on two cores))"; \
+		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
 		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
 	done
 	$(BIN)/python get_results.py $(OUT)/results.csv --figures images/$(notdir $(DERMA_DATA:/=))/scores

@@ -176,7 +176,8 @@ KEPT = 2  # checkpoints of a training: the last, and the one before in case the 
 def get_rng_state() -> dict:
     """Return the states of the global random generators of Python, NumPy, torch and the GPUs."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
-    return state | {"cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return state | {"mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 
 def set_rng_state(state: dict) -> None:
@@ -186,6 +187,8 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _take_apart(value: object, tensors: dict[str, torch.Tensor]) -> object:
@@ -276,7 +279,8 @@ class Checkpoints:
         partial = file.with_name(file.name + ".part")
         save_file(tensors, partial, metadata={"about": about, "sha256": _digest(about, tensors)})
         os.replace(partial, file)
-        for old in self._files()[KEPT:]:
+        past = [old for old in self._files() if old <= file]  # later epochs are of a course that was given up
+        for old in set(self._files()) - set(past[:KEPT]):
             old.unlink()
 
     def load(self) -> tuple[dict | None, list[str]]:
@@ -289,9 +293,13 @@ class Checkpoints:
                     tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - it is no dict
                 if _digest(metadata["about"], tensors) != metadata["sha256"]:
                     raise ValueError("its contents have changed")
+                if said:
+                    said.append(f"{file}: whole, and used instead.")
                 return _put_together(json.loads(metadata["about"])["state"], tensors), said
             except (SafetensorError, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
-                said.append(f"{file}: damaged ({error}); the checkpoint before it is used.")
+                said.append(f"{file}: damaged ({error}).")
+        if said:
+            said.append("No checkpoint is whole; the training starts anew.")
         return None, said + self._differences()
 
     def _differences(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The notebook as a user runs it: from top to bottom, on a tiny sample, in a folder of its own."""
+"""The notebooks as a user runs them: from top to bottom, on a tiny sample, in a folder of its own."""
 
 import json
 import os
@@ -30,10 +30,14 @@ from derma.scoring import score
 from derma.settings import EVERY
 from derma.tables import join, read_table
 
-CLASSIFICATION = "skin_lesion_classification.ipynb"
+CLASSIFICATION, STRUCTURE = "skin_lesion_classification.ipynb", "dataset_structure_visualization.ipynb"
 QUICK = {
     "model": "shufflenet_v2_x0_5", "weights": "none", "image_size": "32", "batch_size": "8", "epochs": "2",
     "workers": "0", "precision": "no",
+}  # fmt: skip
+QUICK_MAP = {
+    "model": "shufflenet_v2_x0_5", "weights": "none", "image_size": "64", "batch_size": "8", "epochs": "2",
+    "channels": "8", "code": "12", "neighbours": "3", "precision": "no", "drop_leaks": "false",
 }  # fmt: skip
 
 
@@ -41,16 +45,17 @@ QUICK = {
 def execute(drawn, tmp_path, monkeypatch):
     """Return a function that executes a notebook in a new folder with settings and returns the two."""
 
-    def execute_notebook(folder="executed", data=drawn, **settings):
+    def execute_notebook(folder="executed", data=drawn, notebook=CLASSIFICATION, **settings):
         root = tmp_path / folder
         root.mkdir()
         shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
         for name in [name for name in os.environ if name.startswith("DERMA_")]:
             monkeypatch.delenv(name)
-        for name, value in {**QUICK, "data": str(data), **settings}.items():
+        quick = QUICK if notebook == CLASSIFICATION else QUICK_MAP
+        for name, value in {**quick, "data": str(data), **settings}.items():
             monkeypatch.setenv(f"DERMA_{name.upper()}", str(value))
-        shutil.copy(ROOT / CLASSIFICATION, root)
-        derma.execute.execute(root / CLASSIFICATION, root / "executed.ipynb")
+        shutil.copy(ROOT / notebook, root)
+        derma.execute.execute(root / notebook, root / "executed.ipynb")
         return nbformat.read(root / "executed.ipynb", as_version=4), root
 
     return execute_notebook
@@ -65,10 +70,13 @@ RUNNER = """
 import json, os, sys, nbformat, matplotlib
 matplotlib.use("agg")
 import accelerate, pandas, sklearn.metrics, torch, torchvision, tqdm, pydantic_settings  # once, and not in every run
+import openTSNE, skimage.metrics, sklearn.manifold
 from torch.utils import tensorboard
-from derma import augmentation, check, dataset, duplicates, figures, scoring, tables, training
-notebook = nbformat.read(sys.argv[1], as_version=4)
-code = "\\n\\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+from derma import augmentation, check, dataset, duplicates, explorer, figures, scoring, similarity, tables, training
+code = {}
+for file in sys.argv[1:]:
+    cells = nbformat.read(file, as_version=4).cells
+    code[os.path.basename(file)] = "\\n\\n".join(cell.source for cell in cells if cell.cell_type == "code")
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -79,7 +87,8 @@ for line in sys.stdin:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(job["settings"])
-        exec(compile(code + "\\n\\n" + job["then"], "notebook", "exec"), {"__name__": "__main__"})
+        text = code[job["notebook"]] + "\\n\\n" + job["then"]
+        exec(compile(text, "notebook", "exec"), {"__name__": "__main__"})
         sys.stdout.flush()
         os._exit(0)
     print(child, flush=True)
@@ -103,7 +112,7 @@ def runner():
     """A process that has imported everything and forks for each run, which spares most of a run's time."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
     environment |= {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION)]
+    command = [sys.executable, "-c", RUNNER, str(ROOT / CLASSIFICATION), str(ROOT / STRUCTURE)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     process = subprocess.Popen(command, env=environment, **pipes)
     assert process.stdout.readline() == "ready\n"
@@ -113,9 +122,9 @@ def runner():
 
 def wait_for_checkpoints(folder, child, count, pause):
     """Wait until a run has saved so many new states, or has ended; then for some seconds more."""
-    seen = set(folder.glob("checkpoint*.safetensors"))
+    seen = set(folder.glob("*checkpoint*.safetensors"))
     with suppress(ProcessLookupError):
-        while len(set(folder.glob("checkpoint*.safetensors")) - seen) < count:
+        while len(set(folder.glob("*checkpoint*.safetensors")) - seen) < count:
             os.kill(child, 0)
             time.sleep(0.005)
     time.sleep(pause)
@@ -125,11 +134,13 @@ def wait_for_checkpoints(folder, child, count, pause):
 def run(runner, drawn, tmp_path):
     """Return a function that runs the notebook's code in a folder, with settings and some code to follow it."""
 
-    def run_code(folder="run", then="", kill_after=None, fails=False, **settings):
+    def run_code(folder="run", then="", kill_after=None, fails=False, notebook=CLASSIFICATION, **settings):
         root = tmp_path / folder
         root.mkdir(exist_ok=True)
         started = time.monotonic()
-        job = {"folder": str(root), "then": then, "settings": as_variables({**QUICK, "data": drawn, **settings})}
+        quick = QUICK if notebook == CLASSIFICATION else QUICK_MAP
+        job = {"folder": str(root), "then": then, "notebook": notebook}
+        job["settings"] = as_variables({**quick, "data": drawn, **settings})
         runner.stdin.write(json.dumps(job) + "\n")
         child = int(runner.stdout.readline())
         if kill_after is not None:
@@ -237,24 +248,28 @@ def batch_losses(folder) -> list[float]:
     return [event.value for event in events.Scalars("batch_loss")]
 
 
+def torchrun(root, notebook, settings) -> Path:
+    """Run a notebook in a new folder by two processes, with the README's command; return the folder."""
+    shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / notebook, root)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
+    environment |= as_variables(settings)
+    folder = Path(sys.executable).parent
+    command = [folder / "torchrun", "--no-python", "--nproc-per-node", "2", folder / "ipython", notebook]
+    environment |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(root / "ipython")}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("data = ") == 1 and "on 2 x cpu" in done.stdout
+    return root
+
+
 def test_two_processes_or_half_batches_train_as_one(run, drawn, tmp_path):
     """With frozen statistics of batch normalisation, which gloo cannot bring together, and without dropout."""
     settings = {"batchnorm": "frozen", "dropout": "0", "drop_leaks": "false", "ema": "0.5"}
     one = run("one", **settings).root
     halves = run("halves", batch_size=4, accumulate=2, compile="eager", **settings).root
 
-    two = tmp_path / "two"
-    shutil.copytree(ROOT / "derma", two / "derma", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / CLASSIFICATION, two)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
-    environment |= as_variables({**QUICK, "data": drawn, **settings, "batch_size": 4})
-    folder = Path(sys.executable).parent  # as in the README
-    command = [folder / "torchrun", "--no-python", "--nproc-per-node", "2", folder / "ipython", CLASSIFICATION]
-    environment |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
-    done = subprocess.run(command, cwd=two, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("data = ") == 1 and "on 2 x cpu" in done.stdout
-
+    two = torchrun(tmp_path / "two", CLASSIFICATION, {**QUICK, "data": drawn, **settings, "batch_size": 4})
     expected = batch_losses(one)
     assert len(expected) == 6  # 24 pictures, batches of 8, two epochs
     assert np.allclose(batch_losses(two), expected, rtol=0, atol=1e-5)
@@ -266,6 +281,116 @@ def test_two_processes_or_half_batches_train_as_one(run, drawn, tmp_path):
         assert tables[0].index.tolist() == tables[1].index.tolist() == tables[2].index.tolist()
         for table in tables[1:]:
             assert np.abs(table[numbers] - tables[0][numbers]).to_numpy().max() <= 1e-5
+
+
+def test_two_processes_keep_the_network_that_they_measured(run, drawn, tmp_path):
+    """By default each normalises by its own batches' statistics, of which one process's are kept."""
+    root = torchrun(tmp_path / "two", CLASSIFICATION, {**QUICK, "data": drawn, "batch_size": 4, "drop_leaks": "false"})
+    metrics = json.loads((root / "models" / "tiny" / "metrics.json").read_text())
+    assert metrics["valid_mean_auc"] == pytest.approx(metrics["kept"][0]["valid_mean_auc"], abs=1e-6)
+
+
+def test_an_interrupted_training_is_not_confused_by_another(run):
+    """A is killed, B of other settings runs in the same folder, A goes on: as if B had never been."""
+    a = {"epochs": 8, "patience": 8, "drop_leaks": "false"}
+    unbroken = run("unbroken", **a)
+    assert run("mixed", kill_after=(3, 0), **a).code != 0
+    run("mixed", epochs=1, seed=1, drop_leaks="false")
+    mixed = run("mixed", **a)
+    assert "Resumed after epoch" in mixed.text
+    for file in ("results.csv", "models/tiny/best.safetensors"):
+        assert (mixed.root / file).read_bytes() == (unbroken.root / file).read_bytes()
+
+
+INTERRUPTED = """
+class Stop(Exception): pass
+def stop(*_): raise Stop
+def steps(history): return [(row["train_loss"], row["valid_loss"], row["lr"]) for row in history]
+cfg.resume = False
+_, expected = train(0)
+usual, calls = to_input, iter(range(100))
+to_input = lambda batch: stop() if next(calls) == 1 else usual(batch)  # at the second batch, amid a step of two
+try: train(0)
+except Stop: pass
+to_input = usual
+_, again = train(0)  # the cell run a second time
+assert steps(again) == steps(expected), (again, expected)
+"""
+
+
+def test_a_cell_interrupted_and_run_again_trains_as_if_it_had_not_been(run):
+    run(then=INTERRUPTED, accumulate=2, batch_size=4, drop_leaks="false")
+
+
+LAST_WINDOW = """
+from derma.dataset import make_loader
+cfg.resume, cfg.epochs, cfg.warmup_epochs = False, 1, 0.0
+seen = []
+torch.optim.AdamW.step, usual_step = lambda self, *a, **k: seen.append(
+    [p.grad.clone() for group in self.param_groups for p in group["params"]]), torch.optim.AdamW.step
+train(0)
+torch.optim.AdamW.step = usual_step
+network, criterion = make_classifier(runs[0].seed), make_criterion(runs[0])
+start_epoch(network)
+loader = make_loader(examples(runs[0])[0], cfg.batch_size, shuffle=True, seed=runs[0].seed)
+*_, (batch, targets) = loader  # the third of three batches is a window of its own
+criterion(network(to_input(batch)), targets).mean().backward()
+expected = [p.grad for group in make_optimizer(network, 1, 1)[0].param_groups for p in group["params"]]
+assert len(seen) == 2 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(seen[1], expected))
+"""
+
+
+def test_a_last_window_of_few_batches_counts_as_a_whole_step(run):
+    run(then=LAST_WINDOW, accumulate=2, batchnorm="frozen", dropout=0, drop_leaks="false")
+
+
+INGREDIENTS = """
+x = torch.arange(2 * 3 * 32 * 32, dtype=torch.uint8).reshape(2, 3, 32, 32)
+assert len({view.numpy().tobytes() for view in views(x)}) == 8
+classifier = classifiers[0].eval()
+batches = [(x, torch.tensor([0, 1]))]
+answers, _ = predict(classifier, batches, make_criterion(runs[0]))
+by_hand = torch.stack([classifier(to_input(view)).softmax(1) for view in views(x)]).mean(0)
+assert np.allclose(answers, by_hand.detach().numpy(), atol=1e-5)
+weights = make_criterion(runs[0]).weight
+assert weights[0] == weights[2] > weights[1]  # 6, 12 and 6 pictures
+convolution = next(p for p in classifier.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+assert convolution.is_contiguous(memory_format=torch.channels_last)
+rates = [group["lr"] for group in make_optimizer(classifier, 10, 1)[0].param_groups]
+assert rates == [cfg.lr_head, cfg.lr_backbone] and rates[0] != rates[1]
+compiled = []
+usual = nn.Module.compile
+nn.Module.compile = lambda self, *a, **k: (compiled.append(k), usual(self, *a, **k))[1]
+cfg.compile, cfg.resume, cfg.epochs = "eager", False, 1
+averages = []
+usual_average = moving_average
+moving_average = lambda *a: averages.append(usual_average(*a)) or averages[-1]
+trained, _ = train(0)
+assert compiled == [{"backend": "eager"}]
+saved, average = trained.state_dict(), averages[0].module.state_dict()
+assert all(torch.equal(saved[name].float(), average[name].float()) for name in saved)
+assert accelerator.mixed_precision == "bf16"
+"""
+
+
+def test_every_ingredient_is_at_work(run):
+    run(then=INGREDIENTS, ema=0.5, tta="true", precision="bf16", drop_leaks="false")
+
+
+SPAWNED = """
+from derma.dataset import make_loader
+learnt = examples(runs[0])[0]
+alone = [batch for batch, _ in make_loader(learnt, 8, shuffle=True, seed=3)]
+for method in ("spawn", "forkserver"):
+    loader = make_loader(learnt, 8, shuffle=True, seed=3, workers=1)
+    loader.multiprocessing_context = method
+    assert all(torch.equal(a, b) for a, (b, _) in zip(alone, loader, strict=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no forkserver")
+def test_the_training_loader_works_however_workers_are_started(run):
+    run(then=SPAWNED, epochs=1, drop_leaks="false")
 
 
 def test_unreadable_pictures_are_named_and_left_out(run, data_folder):
@@ -282,7 +407,11 @@ BAD_SETTINGS = [
     ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
     ({"data": "nowhere"}, "nowhere: no such folder"),
     ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
-    ({"folds": "1"}, "k-fold cross-validation requires at least one train/test split"),
+    ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
+    ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
+    ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),
+    ({"lr_head": "inf"}, "DERMA_LR_HEAD is 'inf': Input should be a finite number."),
+    ({"lr_head": "1e30", "lr_backbone": "1e30"}, "the loss is not finite; set DERMA_LR_HEAD"),
 ]
 
 
@@ -296,6 +425,87 @@ def test_a_failing_cell_fails_the_execution(execute):
         execute(epoch="3")
 
 
+def test_the_data_set_is_mapped(execute):
+    notebook, root = execute(notebook=STRUCTURE, ablation_epochs=1)
+    text, models = printed(notebook), root / "models" / "tiny"
+    assert "old: 755,659 parameters" in text
+    encodings = np.load(models / "encodings.npz")
+    assert encodings["codes"].shape == (42, 12) and np.isfinite(encodings["codes"]).all()
+    assert sorted(zip(*np.unique(encodings["splits"], return_counts=True))) == [
+        ("test", 11),
+        ("train", 24),
+        ("valid", 7),
+    ]
+    assert len(set(encodings["files"])) == 42 and set(encodings["classes"]) == set(CLASSES)
+    metrics = json.loads((models / "autoencoder_metrics.json").read_text())
+    assert set(metrics["test_mse"]) == {"old", "new", "12 components", "23 components"}
+    assert len(metrics["ablation"]) == 4
+    assert set(pd.read_csv(models / "autoencoder_history.csv")["network"]) == {"old", "new"}
+    assert (models / "explorer.html").stat().st_size > 100_000
+    assert not list(models.glob("*checkpoint*")) and not list(models.glob("*variant*"))
+    figures = sorted(file.stem for file in (root / "images" / "tiny").glob("*.png"))
+    # No figure that shows pictures is on file.
+    assert figures == [
+        "autoencoder_curves", "autoencoder_spectrum", "map_autoencoder", "map_placed", "map_stability", "maps"
+    ]  # fmt: skip
+
+
+MAPPED = """
+before = np.array(old_map)
+again = np.asarray(old_map.transform(codes[train]))  # a picture that is on the map lands near itself
+assert np.array_equal(before, np.asarray(old_map))
+away = np.linalg.norm(again - before, axis=1)
+apart = np.linalg.norm(before[:, None] - before[None], axis=2)
+assert np.median(away) < 0.25 * np.median(apart)
+one, picture = transform(files["test"][3])
+assert np.allclose(one, codes[every_file.index(files["test"][3])], atol=1e-4)
+assert picture.shape == (3, 64, 64)
+assert np.isclose(((picture - true[3]) ** 2).mean(), errors[every_file.index(files["test"][3])], atol=1e-5)
+print("representations:", *representations, sep="|")
+"""
+
+
+def test_new_pictures_are_placed_and_a_fine_tuned_backbone_is_compared(run):
+    run("both", epochs=1)
+    text = run("both", notebook=STRUCTURE, then=MAPPED).text
+    assert "|principal components|autoencoder|shufflenet_v2_x0_5, fine-tuned\n" in text
+    other = run("both", notebook=STRUCTURE, model="resnet18").text  # another than the checkpoint's
+    assert "best.safetensors: not a whole resnet18" in other
+
+
+def test_a_killed_autoencoder_goes_on_as_if_nothing_had_happened(run):
+    settings = {"notebook": STRUCTURE, "epochs": 3}
+    unbroken = run("unbroken", **settings)
+    for count in (1, 2):
+        assert run("broken", kill_after=(count, 0.1), **settings).code != 0
+    broken = run("broken", **settings)
+    assert "Resumed after epoch" in broken.text
+    for name in ("old", "new"):
+        file = f"models/tiny/autoencoder-{name}.safetensors"
+        assert (broken.root / file).read_bytes() == (unbroken.root / file).read_bytes()
+
+
+def test_two_processes_train_the_autoencoder_as_one(run, drawn, tmp_path):
+    one = run("one", notebook=STRUCTURE).root
+    two = torchrun(tmp_path / "two", STRUCTURE, {**QUICK_MAP, "data": drawn, "batch_size": 4})
+    histories = [pd.read_csv(root / "models" / "tiny" / "autoencoder_history.csv") for root in (one, two)]
+    for column in ("train_mse", "valid_mse"):
+        assert np.abs(histories[0][column] - histories[1][column]).max() < 1e-5
+
+
+BAD_MAPS = [
+    ({"image_size": "100"}, "DERMA_IMAGE_SIZE is '100': Input should be a multiple of 32."),
+    ({"code": "4000"}, "DERMA_CODE is '4000': Input should be less than or equal to 3072."),
+    ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
+    ({"data": "nowhere"}, "nowhere: no such folder"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD_MAPS)
+def test_bad_settings_of_the_map_are_said_clearly(run, settings, words):
+    assert words in run(fails=True, notebook=STRUCTURE, **settings).text.splitlines()[-1]
+
+
 def test_the_names_of_all_settings_are_known():
     """derma/settings.py lists them, so that each notebook tells the other's from a misspelt one."""
     fields = set()
@@ -307,7 +517,7 @@ def test_the_names_of_all_settings_are_known():
     assert fields == EVERY
 
 
-@pytest.mark.parametrize("name", [CLASSIFICATION])
+@pytest.mark.parametrize("name", [CLASSIFICATION, STRUCTURE])
 class TestCommitted:
     def test_it_is_small_executed_in_order_and_without_errors(self, name):
         assert (ROOT / name).stat().st_size < 1.5e6

@@ -232,7 +232,7 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(tmp_path, damage):
     last.write_bytes(content)
     found, said = checkpoints.load()
     assert found["history"][0]["epoch"] == 1
-    assert len(said) == 1 and str(last) in said[0] and "damaged" in said[0]
+    assert len(said) == 2 and str(last) in said[0] and "damaged" in said[0] and "used instead" in said[1]
 
 
 def test_both_torn_starts_anew(tmp_path):
@@ -242,7 +242,19 @@ def test_both_torn_starts_anew(tmp_path):
     for file in checkpoints._files():
         file.write_bytes(b"")
     found, said = checkpoints.load()
-    assert found is None and len(said) == 2
+    assert found is None and len(said) == 3 and said[2].startswith("No checkpoint is whole")
+    for epoch in (1, 2, 3):  # and the new course is kept, whatever lies there of the old one
+        checkpoints.save(epoch, {"epoch": epoch})
+        assert checkpoints.load() == ({"epoch": epoch}, [])
+
+
+def test_a_course_begun_anew_replaces_the_old_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"seed": 0})
+    for epoch in (9, 10):
+        checkpoints.save(epoch, {"course": "old"})
+    checkpoints.save(1, {"course": "new"})
+    assert checkpoints.load() == ({"course": "new"}, [])
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_settings_are_told_and_not_resumed(tmp_path):
