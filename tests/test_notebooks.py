@@ -378,6 +378,7 @@ def test_every_ingredient_is_at_work(run):
 
 
 SPAWNED = """
+import multiprocessing.forkserver
 from derma.dataset import make_loader
 learnt = examples(runs[0])[0]
 alone = [batch for batch, _ in make_loader(learnt, 8, shuffle=True, seed=3)]
@@ -385,6 +386,8 @@ for method in ("spawn", "forkserver"):
     loader = make_loader(learnt, 8, shuffle=True, seed=3, workers=1)
     loader.multiprocessing_context = method
     assert all(torch.equal(a, b) for a, (b, _) in zip(alone, loader, strict=True))
+del loader
+multiprocessing.forkserver._forkserver._stop()  # os._exit, which ends this process, would leave it
 """
 
 
