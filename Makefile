@@ -16,7 +16,8 @@ run: .venv/installed
 		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
 		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
 	done
-	$(BIN)/python get_results.py $(OUT)/results.csv --figures images/$(notdir $(DERMA_DATA:/=))/scores
+	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(OUT)/results.csv \
+		--figures images/$(notdir $(DERMA_DATA:/=))/scores)
 	@echo "The executed notebooks and their results are in $(OUT)/."
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'

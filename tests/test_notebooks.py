@@ -440,7 +440,7 @@ def test_the_data_set_is_mapped(execute):
         ("valid", 7),
     ]
     assert len(set(encodings["files"])) == 42 and set(encodings["classes"]) == set(CLASSES)
-    metrics = json.loads((models / "autoencoder_metrics.json").read_text())
+    metrics = json.loads((models / "autoencoder_metrics.json").read_text(), parse_constant=pytest.fail)
     assert set(metrics["test_mse"]) == {"old", "new", "12 components", "23 components"}
     assert len(metrics["ablation"]) == 4
     assert set(pd.read_csv(models / "autoencoder_history.csv")["network"]) == {"old", "new"}
