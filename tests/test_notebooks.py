@@ -122,9 +122,10 @@ def runner():
 
 def wait_for_checkpoints(folder, child, count, pause):
     """Wait until a run has saved so many new states, or has ended; then for some seconds more."""
-    seen = set(folder.glob("*checkpoint*.safetensors"))
+    before, new = set(folder.glob("*checkpoint*.safetensors")), set()
     with suppress(ProcessLookupError):
-        while len(set(folder.glob("*checkpoint*.safetensors")) - seen) < count:
+        while len(new) < count:  # collected, since a training keeps no more than two
+            new |= set(folder.glob("*checkpoint*.safetensors")) - before
             os.kill(child, 0)
             time.sleep(0.005)
     time.sleep(pause)
