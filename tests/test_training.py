@@ -42,6 +42,13 @@ def test_best_precision_is_one_that_accelerate_knows():
     assert best_precision() in ("no", "bf16", "fp16")
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="is about CPUs")
+@pytest.mark.parametrize(("has", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx512_f", "no")])
+def test_a_cpu_computes_in_bfloat16_if_it_has_instructions_for_it(monkeypatch, has, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True}, raising=False)
+    assert best_precision() == expected
+
+
 def test_weights_round_trip(tmp_path):
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     save_weights(model, tmp_path / "deep" / "best.safetensors", epoch=4)
