@@ -56,10 +56,8 @@ def divergence(places: np.ndarray, joint) -> float:
 
 def compare_maps(vectors: np.ndarray, turns: int, slow: bool) -> None:
     """Print seconds and divergence of both for one set of vectors."""
-    neighbours = "exact" if len(vectors) <= 10_000 else "auto"
-    makers = {
-        "openTSNE": lambda: TSNE(perplexity=PERPLEXITY, neighbors=neighbours, random_state=SEED, n_jobs=-1).fit(vectors)
-    }
+    few = {"neighbors": "exact", "early_exaggeration_iter": 150, "n_iter": 400} if len(vectors) <= 5_000 else {}
+    makers = {"openTSNE": lambda: TSNE(perplexity=PERPLEXITY, random_state=SEED, n_jobs=-1, **few).fit(vectors)}
     if slow:
         makers["scikit-learn"] = lambda: SlowTSNE(perplexity=PERPLEXITY, random_state=SEED, n_jobs=-1).fit_transform(
             vectors
