@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in torchvision's ColorJitter
 
@@ -29,6 +29,35 @@ def _about(matrix: np.ndarray, centre: float) -> np.ndarray:
     affine[:2, :2] = matrix
     affine[:2, 2] = centre - matrix @ (centre, centre)
     return affine
+
+
+class BlankMiddle:
+    """Cover a square in the middle with the picture's mean colour, so that only the surroundings are left.
+
+    What a network still tells apart by them it owes to the skin, the light and the instrument, and not to the lesion
+    (Bissoto et al., 2019, https://arxiv.org/abs/1904.08818).
+
+    Args:
+        share: of each side that is covered, in (0, 1).
+    """
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        """Return a covered copy of an RGB picture."""
+        colour = tuple(round(value) for value in ImageStat.Stat(picture).mean)
+        size = tuple(round(self.share * side) for side in picture.size)
+        covered = picture.copy()
+        covered.paste(
+            colour,
+            [(side - part) // 2 for side, part in zip(picture.size, size, strict=True)]
+            + [(side - part) // 2 + part for side, part in zip(picture.size, size, strict=True)],
+        )
+        return covered
+
+    def __repr__(self) -> str:
+        return f"BlankMiddle({self.share})"
 
 
 class RandomView:

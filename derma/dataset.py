@@ -367,12 +367,17 @@ class EpochOrder(torch.utils.data.Sampler):
 
     It yields ``epoch * length + index`` for :class:`SeededItems` to take apart.
 
+    Args:
+        length: how many items there are, and how many are drawn.
+        seed: see above.
+        odds: (length,) above 0: items are drawn with replacement, each so many times as often; by default each once.
+
     Attributes:
         epoch: from 0; goes up by itself, or by ``set_epoch``, as Accelerate and DistributedSampler do it.
     """
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length: int, seed: int, odds: torch.Tensor | None = None):
+        self.length, self.seed, self.odds, self.epoch = length, seed, odds, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -383,7 +388,11 @@ class EpochOrder(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        yield from (epoch * self.length + torch.randperm(self.length, generator=generator)).tolist()
+        if self.odds is None:
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = torch.multinomial(self.odds.double(), self.length, replacement=True, generator=generator)
+        yield from (epoch * self.length + order).tolist()
 
 
 class SeededItems(torch.utils.data.Dataset):
@@ -420,7 +429,13 @@ def _step_back(worker: int) -> None:
 
 
 def make_loader(
-    dataset: torch.utils.data.Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int = 0
+    dataset: torch.utils.data.Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    odds: torch.Tensor | None = None,
 ) -> DataLoader:
     """Return a DataLoader over ``dataset`` whose order and augmentation depend on ``seed`` and the epoch alone.
 
@@ -434,11 +449,12 @@ def make_loader(
             small batch's gradient would count as much as a whole one's.
         seed: see above.
         workers: processes that prepare batches; 0 does it in this process.
+        odds: with ``shuffle``, how often each item is drawn compared to others; see :class:`EpochOrder`.
     """
     return DataLoader(
         SeededItems(dataset, seed) if shuffle else dataset,
         batch_size=batch_size,
-        sampler=EpochOrder(len(dataset), seed) if shuffle else None,
+        sampler=EpochOrder(len(dataset), seed, odds) if shuffle else None,
         drop_last=shuffle,
         num_workers=workers,
         persistent_workers=workers > 0,

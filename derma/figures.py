@@ -65,13 +65,18 @@ def roc(
     return _save(figure, file)
 
 
-def reliability(calibrations: dict[int, Calibration], file: Path | None = None) -> Figure:
+def reliability(
+    calibrations: dict[int, Calibration],
+    file: Path | None = None,
+    title: str = "Reliability: how far to trust a probability",
+) -> Figure:
     """Draw observed against predicted shares, with 95 % intervals, above how often each probability
     was predicted; returns the figure.
 
     Args:
         calibrations: by category, 1 and 2.
         file: where to save the figure, if anywhere.
+        title: of the upper half.
     """
     figure, (ax, below) = plt.subplots(2, 1, figsize=(5.2, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="as predicted")
@@ -81,7 +86,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None) 
         label = f"{name}: calibration error {calibration.error:.3f}, Brier {calibration.brier:.3f}"
         ax.errorbar(bins["predicted"], bins["observed"], errors, marker=marker, capsize=3, label=label, **style)
         below.plot(bins["predicted"], bins["count"], marker=marker, **style)
-    ax.set(title="Reliability: how far to trust a probability", ylabel="Observed share", xlim=(0, 1), ylim=(0, 1))
+    ax.set(title=title, ylabel="Observed share", xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", fontsize="small")
     below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Pictures")
     return _save(figure, file)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
+from scipy.optimize import minimize
+from scipy.special import softmax
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
@@ -520,6 +522,47 @@ def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(truth, probabilities)
     return float(min(thresholds[np.argmax(true_positive_rate - false_positive_rate)], 1.0))
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Makes probabilities of classes such that they can be taken at their word; see :func:`fit_calibrator`.
+
+    Attributes:
+        temperature: the logarithms of the probabilities are divided by it; above 1 where they are too sure.
+        offsets: one for each class, added to that; their sum is 0.
+    """
+
+    temperature: float
+    offsets: list[float]
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities (N, K) of the given ones, (N, K) in [0, 1]."""
+        return softmax(np.log(np.clip(probabilities, 1e-12, 1)) / self.temperature + np.array(self.offsets), axis=1)
+
+
+def fit_calibrator(targets: np.ndarray, probabilities: np.ndarray) -> Calibrator:
+    """Fit a temperature and the classes' offsets by maximum likelihood.
+
+    Temperature scaling with a bias (Alexandari et al., 2020, https://arxiv.org/abs/1901.06852): the temperature mends
+    confidence (Guo et al., 2017, https://arxiv.org/abs/1706.04599), the offsets what weighted classes have shifted.
+
+    Args:
+        targets: (N,) class indices, of pictures that the network was not trained on; every class is present.
+        probabilities: (N, K) of the same.
+    """
+    targets = np.asarray(targets)
+
+    def fitted(values: np.ndarray) -> Calibrator:
+        offsets = np.append(values[1:], 0.0)
+        return Calibrator(float(np.exp(values[0])), (offsets - offsets.mean()).tolist())
+
+    def loss(values: np.ndarray) -> float:
+        return log_loss(targets, fitted(values)(probabilities), labels=range(probabilities.shape[1]))
+
+    # A temperature within a factor of 20 of 1: perfect predictions would drive it to 0.
+    bounds = [(-3.0, 3.0)] + [(-10.0, 10.0)] * (probabilities.shape[1] - 1)
+    return fitted(minimize(loss, np.zeros(probabilities.shape[1]), bounds=bounds, method="L-BFGS-B").x)
 
 
 def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
