@@ -1,0 +1,223 @@
+"""Measure what each ingredient of the recipe buys, by cross-validation, and write experiments.csv.
+
+    python benchmarks/experiments.py data/isic2017 --list
+    python benchmarks/experiments.py data/isic2017 --weights FOLDER      # all that are not yet on file
+    python benchmarks/experiments.py data/isic2017 --names frozen "frozen, two layers"
+    python benchmarks/experiments.py --differences                       # from what is on file; nothing is trained
+
+Each experiment is one execution of skin_lesion_classification.ipynb with DERMA_EVALUATE=held_out: train and valid
+together in five folds, pictures of one photograph in one fold, three seeds, the last epoch kept. Of the test split
+nothing is used but to leave out the training pictures that leak into it. A row's numbers come from the predictions for
+the pictures held out, which stay in models/experiments/; a row's command repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from derma import scoring  # noqa: E402 - the package is not installed, it lies beside this folder
+from derma.dataset import CLASSES  # noqa: E402
+
+NOTEBOOK, TABLE, KEPT = "skin_lesion_classification.ipynb", ROOT / "experiments.csv", ROOT / "models" / "experiments"
+COMMON = {"evaluate": "held_out", "folds": 5, "seeds": 3, "kept_epoch": "last"}
+FROZEN = {"model": "densenet169", "frozen": True, "image_size": 192, "batch_size": 256}
+TUNED = {"model": "resnet18", "image_size": 128, "epochs": 4}
+RESAMPLES = 2000
+
+
+class Experiment(NamedTuple):
+    """Settings beside :data:`COMMON`, and the name of the experiment from which they differ in one thing."""
+
+    settings: dict
+    against: str | None = None
+
+
+EXPERIMENTS = {
+    "frozen": Experiment(FROZEN),
+    "frozen, two layers": Experiment(FROZEN | {"head_layers": 2}, "frozen"),
+    "frozen, three layers": Experiment(FROZEN | {"head_layers": 3}, "frozen"),
+    "frozen, larger rate": Experiment(FROZEN | {"lr_head": 3e-3}, "frozen"),
+    "frozen, smaller rate": Experiment(FROZEN | {"lr_head": 3e-4}, "frozen"),
+    "frozen, balanced sampling": Experiment(FROZEN | {"balance": "sampling"}, "frozen"),
+    "frozen, no balance": Experiment(FROZEN | {"balance": "none"}, "frozen"),
+    "frozen, one view": Experiment(FROZEN | {"tta": False}, "frozen"),
+    "frozen, 128 px": Experiment(FROZEN | {"image_size": 128}, "frozen"),
+    "frozen, 160 px": Experiment(FROZEN | {"image_size": 160}, "frozen"),
+    "frozen, 224 px": Experiment(FROZEN | {"image_size": 224}, "frozen"),
+    "frozen ResNet50": Experiment(FROZEN | {"model": "resnet50"}, "frozen"),
+    "frozen ResNet18": Experiment(FROZEN | {"model": "resnet18"}, "frozen"),
+    "frozen, middle blanked": Experiment(FROZEN | {"blank": 0.6}, "frozen"),
+    "tuned": Experiment(TUNED),
+    "tuned, frozen": Experiment(TUNED | {"frozen": True, "batch_size": 256}, "tuned"),
+    "tuned, constant rate": Experiment(TUNED | {"schedule": "constant"}, "tuned"),
+    "tuned, larger rate": Experiment(TUNED | {"lr_backbone": 3e-4}, "tuned"),
+    "tuned, smaller rate": Experiment(TUNED | {"lr_backbone": 3e-5}, "tuned"),
+    "tuned, no augmentation": Experiment(TUNED | {"augmentation": "none"}, "tuned"),
+    "tuned, light augmentation": Experiment(TUNED | {"augmentation": "light"}, "tuned"),
+    "tuned, mixup and CutMix": Experiment(TUNED | {"augmentation": "mixed"}, "tuned"),
+    "tuned, balanced sampling": Experiment(TUNED | {"balance": "sampling"}, "tuned"),
+    "tuned, average of weights": Experiment(TUNED | {"ema": 0.99}, "tuned"),
+    "tuned, one view": Experiment(TUNED | {"tta": False}, "tuned"),
+    "tuned, 96 px": Experiment(TUNED | {"image_size": 96}, "tuned"),
+    "tuned, 160 px": Experiment(TUNED | {"image_size": 160}, "tuned"),
+}
+
+
+def variables(name: str, data: str, weights: str | None) -> dict[str, str]:
+    """Return the environment of an experiment; ``weights`` is a folder of weights files, or None."""
+    settings = COMMON | EXPERIMENTS[name].settings
+    if weights:
+        settings["weights"] = Path(weights) / f"{settings['model']}.safetensors"
+    values = {"data": data, **settings}
+    return {
+        f"DERMA_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in values.items()
+    }
+
+
+def command(name: str) -> str:
+    """Return the line that repeats an experiment, without the place of the weights."""
+    shown = variables(name, "data/isic2017", None)
+    return " ".join(f"{key}={value}" for key, value in shown.items()) + f" make run NOTEBOOKS={NOTEBOOK}"
+
+
+def folder_of(name: str) -> Path:
+    return KEPT / name.replace(", ", "-").replace(" ", "-")
+
+
+def run(name: str, data: str, weights: str | None) -> None:
+    """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped."""
+    own = variables(name, data, weights)
+    others = {key: value for key, value in os.environ.items() if not key.startswith("DERMA_")}
+    made, kept = ROOT / "models" / Path(data).name, folder_of(name)
+    kept.mkdir(parents=True, exist_ok=True)
+    own["DERMA_RESULTS"] = str(kept / "results.csv")
+    for old in (made / "held_out.csv", made / "metrics.json"):
+        old.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with (kept / "log").open("a") as log:
+        subprocess.run(
+            [sys.executable, "-m", "derma.execute", NOTEBOOK, str(kept / NOTEBOOK)],
+            cwd=ROOT, env=others | own, stdout=log, stderr=log, check=True,
+        )  # fmt: skip
+    commit = subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, text=True)
+    about = json.loads((made / "metrics.json").read_text())
+    about |= {"commit": commit.strip(), "whole_minutes": (time.perf_counter() - started) / 60}
+    (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
+    for file in ("held_out.csv", "history.csv"):
+        shutil.copy(made / file, kept)
+    for old in [*made.glob("*checkpoint*"), *made.glob("best-*")]:  # gigabytes, and held_out.csv is what was wanted
+        old.unlink()
+
+
+def predictions(name: str) -> pd.DataFrame:
+    """Return the predictions for the pictures held out, in columns ``seed/task_1`` and so on, and the truth."""
+    table = pd.read_csv(folder_of(name) / "held_out.csv").set_index(["Id", "seed"])
+    wide = table[[CLASSES[0], CLASSES[2]]].set_axis(["task_1", "task_2"], axis=1).unstack("seed")
+    wide.columns = [f"{seed}/{task}" for task, seed in wide.columns]
+    truth = table["truth"].groupby("Id").first()
+    for category, label in ((1, CLASSES[0]), (2, CLASSES[2])):
+        wide[f"true_{category}"] = (truth == label).astype(float)
+    return wide
+
+
+def areas(joined: pd.DataFrame, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUCs of every seed, (seeds, 2), and those of resampled pictures, (resamples, seeds, 2)."""
+    columns = sorted(c for c in joined if "task_" in c and c.startswith(prefix) and (prefix or c[0].isdigit()))
+    values = [roc_auc_score(joined[f"true_{column[-1]}"], joined[column]) for column in columns]
+    resampled = scoring.bootstrap_areas(joined, columns, RESAMPLES)
+    return np.reshape(values, (-1, 2)), resampled.reshape(RESAMPLES, -1, 2)
+
+
+def difference(first: str, second: str) -> dict[int, scoring.Comparison]:
+    """Compare two experiments: AUCs averaged over seeds, from resamples of the pictures and of each one's seeds.
+
+    The interval thus says how the difference might have come out with other pictures and other seeds. With three seeds
+    it knows little of these; it is rather too narrow than too wide.
+    """
+    both = predictions(first).join(predictions(second).filter(like="task_").add_prefix("other "), how="inner")
+    rng = np.random.default_rng(0)
+    values, resampled = [], []
+    for prefix in ("", "other "):
+        value, drawn = areas(both, prefix)
+        chosen = rng.integers(value.shape[0], size=(RESAMPLES, value.shape[0], 1))
+        values.append(value.mean(0))
+        resampled.append(np.take_along_axis(drawn, chosen, axis=1).mean(1))
+    found, spread = values[0] - values[1], resampled[0] - resampled[1]
+    return {
+        1: scoring.bootstrap_test(found[0], spread[:, 0]),
+        2: scoring.bootstrap_test(found[1], spread[:, 1]),
+        3: scoring.bootstrap_test(found.mean(), spread.mean(1)),
+    }
+
+
+def row(name: str) -> dict:
+    """Return an experiment's row of the table."""
+    about = json.loads((folder_of(name) / "metrics.json").read_text())
+    values, resampled = areas(predictions(name))
+    result = {
+        "experiment": name, "against": EXPERIMENTS[name].against or "", "date": about["date"],
+        "commit": about["commit"], "seeds": len(values), "minutes": round(about["whole_minutes"], 1),
+    }  # fmt: skip
+    three, spread = [*values.T, values.mean(1)], resampled.mean(1)
+    for category, (value, drawn) in enumerate(zip(three, [*spread.T, spread.mean(1)], strict=True), 1):
+        interval = scoring.percentile_interval(value.mean(), drawn)
+        result |= {f"cv_auc_{category}": round(interval.value, 4)}
+        result |= {f"cv_auc_{category}_{end}": round(getattr(interval, end), 4) for end in ("low", "high")}
+    result["cv_auc_3_by_seed"] = " ".join(f"{value:.4f}" for value in three[2])
+    other = EXPERIMENTS[name].against
+    if other and (folder_of(other) / "held_out.csv").exists():
+        for category, compared in difference(name, other).items():
+            each = compared.difference
+            result |= {f"difference_{category}": round(each.value, 4)}
+            result |= {f"difference_{category}_{end}": round(getattr(each, end), 4) for end in ("low", "high")}
+    return result | {"command": command(name)}
+
+
+def write_table() -> pd.DataFrame:
+    """Write experiments.csv from all that is on file, in the order of :data:`EXPERIMENTS`."""
+    table = pd.DataFrame([row(name) for name in EXPERIMENTS if (folder_of(name) / "metrics.json").exists()])
+    table.to_csv(TABLE, index=False)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what each ingredient buys.")
+    parser.add_argument("data", nargs="?", default="data/isic2017", help="the data folder")
+    parser.add_argument("--names", nargs="+", default=[], help="of experiments; by default all that are not on file")
+    parser.add_argument("--weights", help="a folder of {resnet18,resnet50,densenet169}.safetensors; else torchvision's")
+    parser.add_argument("--list", action="store_true", help="print the experiments and their commands")
+    parser.add_argument("--differences", action="store_true", help="write experiments.csv anew, and train nothing")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"there is no experiment '{unknown[0]}'; --list names them")
+    if options.list:
+        print(*(f"{name}: {command(name)}" for name in EXPERIMENTS), sep="\n")
+        return
+    names = options.names or [name for name in EXPERIMENTS if not (folder_of(name) / "metrics.json").exists()]
+    for name in [] if options.differences else names:
+        print(f"{name} ...", flush=True)
+        run(name, options.data, options.weights)
+        write_table()
+    shown = write_table()
+    print(shown.filter(regex="^experiment$|^cv_auc_.$|^difference_3").to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
