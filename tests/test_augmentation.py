@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from derma.augmentation import RandomLight, RandomView, relight
+from derma.augmentation import BlankMiddle, RandomLight, RandomView, relight
 from derma.sample import draw_picture
 
 
@@ -90,3 +90,12 @@ def test_the_same_seed_gives_the_same_picture(picture):
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).any()
     assert "RandomView(96" in repr(augment) and "hue=0.03" in repr(augment)
+
+
+def test_a_blanked_middle_leaves_the_rest(picture):
+    pixels, blanked = np.asarray(picture), np.asarray(BlankMiddle(0.5)(picture))
+    middle = np.zeros((240, 240), bool)
+    middle[60:180, 60:180] = True
+    assert np.array_equal(blanked[~middle], pixels[~middle])
+    assert np.allclose(blanked[middle], pixels.mean((0, 1)), atol=0.51)
+    assert not np.array_equal(pixels[middle], blanked[middle])

@@ -309,3 +309,13 @@ def test_left_out_pictures_are_gone_from_their_split(drawn):
     with pytest.raises(DatasetError, match="no picture would be left"):
         data.leave_out({path for path, target in data.split("valid").samples if target == 2})
     assert data.counts.loc["valid", "seborrheic_keratosis"] == 2
+
+
+def test_odds_bring_rare_items_as_often_in_a_seeded_order():
+    targets = torch.tensor([0] * 90 + [1] * 10)
+    odds = 1 / torch.bincount(targets)[targets]
+    dataset = torch.utils.data.TensorDataset(torch.arange(100), targets)
+    first, second = (make_loader(dataset, 10, shuffle=True, seed=2, odds=odds) for _ in range(2))
+    epochs = [targets_in_order(first) for _ in range(40)]
+    assert epochs == [targets_in_order(second) for _ in range(40)]
+    assert np.mean(epochs) == pytest.approx(0.5, abs=0.04)  # 4,000 draws: five standard errors

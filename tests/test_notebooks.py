@@ -164,7 +164,7 @@ def test_fine_tuning_writes_everything(execute):
     assert re.findall(r"Category \d Score: [\d.]+", printed(notebook)) == expected
     ids = pd.read_csv(root / "results.csv")["Id"]
     assert ids[0] == "data/tiny/test/melanoma/DRAWN_2000000.jpg" and not any(Path(i).is_absolute() for i in ids)
-    for name in ("learning_curves", "confusion", "roc", "reliability", "benign_malignant"):
+    for name in ("learning_curves", "confusion", "roc", "reliability", "reliability_calibrated", "benign_malignant"):
         assert (root / "images" / "tiny" / f"{name}.png").stat().st_size > 1000
 
 
@@ -179,7 +179,7 @@ def test_the_same_seed_repeats_and_another_does_not(run):
 
 def test_the_best_epoch_is_kept_and_not_the_last(run):
     # With a patience of one epoch, the last is by construction one that was no better than the kept one.
-    _, _, text, root = run(epochs=40, patience=1)
+    _, _, text, root = run(epochs=40, patience=1, tta="false")
     models = root / "models" / "tiny"
     history, metrics = pd.read_csv(models / "history.csv"), json.loads((models / "metrics.json").read_text())
     assert "stopping" in text
@@ -222,8 +222,10 @@ for run, answer in zip(runs, mine):
     (first if run.seed == 0 else second)[run.held_out] = answer
 table = pd.read_csv(models / "held_out.csv")
 assert np.abs(first - second).max() > 1e-4
-assert np.allclose(table[list(CLASSES)], (first + second) / 2, atol=2e-6)
-assert list(table["Id"]) == pool.ids and list(table["truth"]) == [CLASSES[target] for target in pool.targets]
+assert list(table["seed"]) == [0] * len(pool) + [1] * len(pool)
+assert np.allclose(table[list(CLASSES)], np.concatenate([first, second]), atol=2e-6)
+assert np.allclose(valid_probabilities, (first + second) / 2)
+assert list(table["Id"]) == pool.ids * 2 and list(table["truth"]) == [CLASSES[target] for target in pool.targets] * 2
 single = [answers_of(classifier, test)[:, 0] for classifier in classifiers]
 assert np.allclose(pd.read_csv(cfg.results)["task_1"], np.mean(single, axis=0), atol=2e-6)
 """
@@ -240,6 +242,50 @@ def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(run, da
     assert sorted(file.name for file in models.glob("best*")) == [f"best-{k}.safetensors" for k in range(4)]
     assert pd.read_csv(models / "history.csv")["run"].tolist() == [0, 1, 2, 3]
     assert not list(models.glob("checkpoint*"))
+
+
+def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_without_training(run, data_folder):
+    settings = {"data": data_folder, "epochs": 2, "kept_epoch": "last", "drop_leaks": "false", "tta": "false"}
+    _, _, text, root = run(evaluate="held_out", **settings)
+    models = root / "models" / "tiny"
+    held = pd.read_csv(models / "held_out.csv")
+    predicted = pd.read_csv(root / "results.csv").set_index("Id")["task_1"]
+    assert sorted(predicted.index) == sorted(held["Id"]) and not any("/test/" in name for name in predicted.index)
+    assert predicted[held["Id"]].to_numpy() == pytest.approx(held["melanoma"].to_numpy(), abs=2e-6)
+    trained = (models / "history.csv").read_bytes()
+    kept = json.loads((models / "metrics.json").read_text())["kept"]
+    assert [row["epoch"] for row in kept] == [2]
+    _, _, text, _ = run(evaluate="test", **settings)
+    assert "Resumed after epoch 2." in text and (models / "history.csv").read_bytes() == trained
+    assert all("/test/" in name for name in pd.read_csv(root / "results.csv")["Id"])
+    assert not list(models.glob("checkpoint*"))
+
+
+CHOICES = """
+learnt = [targets for _, targets in zip(range(40), chain(*[make_loader(
+    examples(runs[0])[0], 8, shuffle=True, seed=3, odds=class_odds(examples(runs[0])[0])) for _ in range(20)]))]
+learnt = torch.cat([each for _, each in learnt]) if isinstance(learnt[0], (list, tuple)) else torch.cat(learnt)
+shares = torch.bincount(learnt, minlength=3) / len(learnt)
+assert (shares - 1 / 3).abs().max() < 0.15 < (torch.bincount(torch.tensor(pool.targets)) / len(pool)).max() - 1 / 3
+assert make_criterion(runs[0]).weight.tolist() == [1, 1, 1]
+assert (history["lr"] == cfg.lr_head).all()
+picture = pool[0][0]
+assert (picture[:, 12:20, 12:20] == picture[:, 12:13, 12:13]).all() and picture[:, :8].float().std() > 0
+batch, both = mix(torch.rand(8, 3, 32, 32), torch.arange(8) % 3)
+assert both.shape == (8, 3) and torch.allclose(both.sum(1), torch.ones(8)) and batch.shape == (8, 3, 32, 32)
+print("mixed:", cfg.augmentation)
+"""
+
+
+def test_each_choice_does_what_it_says(run):
+    choices = {"augmentation": "mixed", "balance": "sampling", "schedule": "constant", "blank": 0.5}
+    mixed = run(then=CHOICES, drop_leaks="false", **choices)
+    assert "mixed: mixed" in mixed.text
+    losses = {}
+    for augmentation in ("none", "light", "full", "mixed"):
+        root = run(augmentation, augmentation=augmentation, epochs=1, drop_leaks="false").root
+        losses[augmentation] = batch_losses(root / "models" / "tiny")[0]
+    assert len(set(losses.values())) == 4
 
 
 def batch_losses(folder) -> list[float]:

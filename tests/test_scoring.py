@@ -19,6 +19,7 @@ from derma.scoring import (
     delong,
     delong_test,
     ensemble,
+    fit_calibrator,
     mean_auc,
     operating_point,
     placements,
@@ -334,3 +335,24 @@ def test_report_holds_it_all():
     for k in (1, 2, 3):
         assert result.bootstrapped[k].low < result.areas[k].value < result.bootstrapped[k].high
     assert result.areas[3].high - result.areas[3].low < result.areas[1].high - result.areas[1].low
+
+
+def test_calibrator_undoes_temperature_and_weights():
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 1.5, (20_000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    targets = (honest.cumsum(1) < rng.uniform(size=(len(honest), 1))).sum(1)
+    shifted = 2.5 * logits + [1.0, -1.5, 0.5]  # too sure, and in favour of some classes
+    given = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    calibrator = fit_calibrator(targets, given)
+    assert calibrator.temperature == pytest.approx(2.5, rel=0.05)
+    assert calibrator.offsets == pytest.approx([-0.4, 0.6, -0.2], abs=0.05)
+    assert np.abs(calibrator(given) - honest).mean() < 0.01
+    before, after = (calibration(targets == 0, each[:, 0]).error for each in (given, calibrator(given)))
+    assert after < 0.02 < 0.05 < before
+
+
+def test_calibrator_of_perfect_predictions_stays_finite():
+    probabilities = np.eye(3)[[0, 1, 2, 1]]
+    calibrator = fit_calibrator([0, 1, 2, 1], probabilities)
+    assert np.isfinite(calibrator.offsets).all() and np.isfinite(calibrator(probabilities)).all()

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from derma.attributes import dark_corners, lesion_share
+
+SKIN, LESION = (220, 180, 160), (110, 70, 60)
+
+
+def drawn(radius, corners=False, side=128):
+    """A round lesion on skin with some noise; in a round field of view if asked for."""
+    picture = Image.new("RGB", (side, side), SKIN)
+    pen = ImageDraw.Draw(picture)
+    middle = side / 2
+    pen.ellipse([middle - radius, middle - radius, middle + radius, middle + radius], fill=LESION)
+    pixels = np.asarray(picture) + np.random.default_rng(0).normal(0, 6, (side, side, 3))
+    if corners:
+        places = np.arange(side) - middle + 0.5
+        pixels[places[:, None] ** 2 + places**2 > (0.55 * side) ** 2] = 10
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("radius", [12, 30, 45])
+def test_the_share_of_a_round_lesion(radius, corners):
+    visible = (np.hypot(*np.mgrid[-63.5:64, -63.5:64]) <= 0.55 * 128).mean() if corners else 1
+    expected = np.pi * radius**2 / 128**2 / visible
+    assert lesion_share(drawn(radius, corners)) == pytest.approx(expected, rel=0.15, abs=0.01)
+
+
+def test_dark_corners_are_those_of_a_round_field_and_no_lesion():
+    assert dark_corners(drawn(20, corners=True))
+    assert not dark_corners(drawn(20)) and not dark_corners(drawn(45))
+
+
+def test_a_picture_without_contrast_has_no_lesion():
+    assert lesion_share(Image.new("RGB", (64, 64), SKIN)) == 0
+    assert lesion_share(Image.new("RGB", (64, 64))) == 0  # all of it dark

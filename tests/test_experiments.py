@@ -1,0 +1,67 @@
+"""The table of experiments: its rows belong to their commands, its intervals hold what they should."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from derma.dataset import CLASSES
+from derma.settings import EVERY
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import experiments
+
+
+def test_each_experiment_differs_in_one_thing_from_what_it_is_compared_with():
+    for name, (settings, against) in experiments.EXPERIMENTS.items():
+        assert set(settings) <= EVERY, name
+        if against is not None:
+            other = experiments.EXPERIMENTS[against].settings
+            changed = {key for key in {*settings, *other} if settings.get(key) != other.get(key)}
+            assert len(changed - {"batch_size"}) == 1, name
+
+
+def test_the_published_rows_are_those_of_their_commands():
+    if not experiments.TABLE.exists():
+        pytest.skip("no experiment has been published")
+    for row in pd.read_csv(experiments.TABLE).itertuples():
+        assert row.command == experiments.command(row.experiment)
+        assert "DERMA_EVALUATE=held_out" in row.command and "dirty" not in row.commit
+        assert np.mean([float(value) for value in row.cv_auc_3_by_seed.split()]) == pytest.approx(
+            row.cv_auc_3, abs=1e-4
+        )
+
+
+def leave(name, strength, seeds=(0, 1, 2)):
+    """Put down what an experiment leaves: predictions that are the better the greater the strength."""
+    folder = experiments.folder_of(name)
+    folder.mkdir(parents=True)
+    targets = np.repeat([0, 1, 2], [40, 120, 30])
+    tables = []
+    for seed in seeds:
+        logits = strength * np.eye(3)[targets] + np.random.default_rng(seed).normal(size=(len(targets), 3))
+        table = pd.DataFrame(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), columns=CLASSES)
+        tables.append(
+            table.assign(Id=[f"p{i}" for i in range(len(targets))], truth=np.array(CLASSES)[targets], seed=seed)
+        )
+    pd.concat(tables).to_csv(folder / "held_out.csv", index=False)
+    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(about))
+
+
+def test_differences_have_their_sign_and_equal_ones_hold_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "KEPT", tmp_path)
+    monkeypatch.setattr(experiments, "TABLE", tmp_path / "experiments.csv")
+    leave("frozen", 1.0)
+    leave("frozen, two layers", 2.0)
+    leave("frozen, larger rate", 1.0, seeds=(3, 4, 5))
+    table = experiments.write_table().set_index("experiment")
+    better, same = table.loc["frozen, two layers"], table.loc["frozen, larger rate"]
+    assert 0 < better["difference_3_low"] < better["difference_3"] < better["difference_3_high"]
+    assert same["difference_3_low"] < 0 < same["difference_3_high"]
+    assert better["difference_3"] == pytest.approx(better["cv_auc_3"] - table.loc["frozen", "cv_auc_3"], abs=2e-4)
+    assert list(pd.read_csv(tmp_path / "experiments.csv")["experiment"]) == list(table.index)
+    assert table["seeds"].tolist() == [3, 3, 3]
