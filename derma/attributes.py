@@ -29,7 +29,8 @@ def lesion_share(picture: Image.Image) -> float:
 
     The lesion is what is darker than Otsu's threshold (1979, https://doi.org/10.1109/TSMC.1979.4310076) after
     smoothing: of the connected parts the one with the greatest weight, where a pixel weighs less the further it is from
-    the middle.
+    the middle. Of 42 pictures of ISIC 2017's validation split, some 30 outlines were right as the eye sees it: pale
+    lesions, inked skin and lesions that fill the picture mislead it.
 
     Args:
         picture: RGB, at least 32 x 32 pixels.
@@ -41,13 +42,13 @@ def lesion_share(picture: Image.Image) -> float:
         return 0.0
     parts = label((smooth < threshold_otsu(smooth[field])) & field)
     rows, columns = (np.linspace(-1, 1, side) for side in brightness.shape)
-    nearness = np.exp(-2 * (rows[:, None] ** 2 + columns**2))
+    nearness = np.exp(-6 * (rows[:, None] ** 2 + columns**2))
     weights = np.bincount(parts.ravel(), weights=nearness.ravel())
     weights[0] = 0
     return float((parts == weights.argmax()).sum() / field.sum()) if len(weights) > 1 else 0.0
 
 
-def dark_corners(picture: Image.Image, share: float = 0.01) -> bool:
+def dark_corners(picture: Image.Image, share: float = 0.003) -> bool:
     """Return whether a picture's corners are dark, as those of a round field of view are.
 
     Args:
