@@ -208,6 +208,24 @@ def test_frozen_backbone_trains_a_head_on_features(run):
         assert sum(key.endswith("weight") for key in list(file.keys())) == 3
 
 
+def test_features_are_computed_once_and_anew_for_changed_pictures(run, data_folder):
+    settings = {"data": data_folder, "frozen": "true", "epochs": 2, "tta": "true", "drop_leaks": "false"}
+    first = run(**settings)
+    assert "as computed before" not in first.text
+    before = (first.root / "results.csv").read_bytes()
+    again = run(**settings, head_layers=2)
+    assert "Features of 31 pictures: as computed before." in again.text
+    assert "Features of 11 pictures: as computed before." in again.text
+    third = run(**settings)
+    assert (third.root / "results.csv").read_bytes() == before
+    changed = data_folder / "test" / "nevus" / "DRAWN_2100000.jpg"
+    Image.new("RGB", (64, 48), (90, 60, 50)).save(changed)
+    (first.root / "log").unlink()
+    last = run(**settings)
+    assert "Features of 31 pictures: as computed before." in last.text and "Features of 11" not in last.text
+    assert (last.root / "results.csv").read_bytes() != before
+
+
 EXAMINED = """
 for run in runs:
     assert not set(run.train) & set(run.held_out) and len(run.train) + len(run.held_out) == len(pool)
