@@ -3,12 +3,15 @@
     python benchmarks/experiments.py data/isic2017 --list
     python benchmarks/experiments.py data/isic2017 --weights FOLDER      # all that are not yet on file
     python benchmarks/experiments.py data/isic2017 --names frozen "frozen, two layers"
+    python benchmarks/experiments.py data/isic2017 --weights FOLDER --names "tuned DenseNet169" --test
     python benchmarks/experiments.py --differences                       # from what is on file; nothing is trained
 
 Each experiment is one execution of skin_lesion_classification.ipynb with DERMA_EVALUATE=held_out: train and valid
 together in five folds, pictures of one photograph in one fold, three seeds, the last epoch kept. Of the test split
 nothing is used but to leave out the training pictures that leak into it. A row's numbers come from the predictions for
-the pictures held out, which stay in models/experiments/; a row's command repeats it.
+the pictures held out, which stay in models/experiments/; a row's command repeats it. With --test, which is for the one
+experiment that was chosen by these numbers, the networks then answer for the test split too, and the row says what that
+gave.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from derma import scoring  # noqa: E402 - the package is not installed, it lies beside this folder
+from derma import scoring, tables  # noqa: E402 - the package is not installed, it lies beside this folder
 from derma.dataset import CLASSES  # noqa: E402
 
 NOTEBOOK, TABLE, KEPT = "skin_lesion_classification.ipynb", ROOT / "experiments.csv", ROOT / "models" / "experiments"
 COMMON = {"evaluate": "held_out", "folds": 5, "seeds": 3, "kept_epoch": "last"}
 FROZEN = {"model": "densenet169", "frozen": True, "image_size": 192, "batch_size": 256}
-TUNED = {"model": "resnet18", "image_size": 128, "epochs": 4}
+TUNED = {"model": "resnet18", "image_size": 96, "epochs": 3}
+LARGE = {"model": "densenet169", "image_size": 192, "epochs": 8, "seeds": 1}  # 90 minutes on two cores for each seed
 RESAMPLES = 2000
 
 
@@ -73,8 +77,9 @@ EXPERIMENTS = {
     "tuned, balanced sampling": Experiment(TUNED | {"balance": "sampling"}, "tuned"),
     "tuned, average of weights": Experiment(TUNED | {"ema": 0.99}, "tuned"),
     "tuned, one view": Experiment(TUNED | {"tta": False}, "tuned"),
-    "tuned, 96 px": Experiment(TUNED | {"image_size": 96}, "tuned"),
-    "tuned, 160 px": Experiment(TUNED | {"image_size": 160}, "tuned"),
+    "tuned, 64 px": Experiment(TUNED | {"image_size": 64}, "tuned"),
+    "tuned, 128 px": Experiment(TUNED | {"image_size": 128}, "tuned"),
+    "tuned DenseNet169": Experiment(LARGE),
 }
 
 
@@ -91,7 +96,10 @@ def variables(name: str, data: str, weights: str | None) -> dict[str, str]:
 
 
 def command(name: str) -> str:
-    """Return the line that repeats an experiment, without the place of the weights."""
+    """Return the line that repeats an experiment, without the place of the weights.
+
+    For the test split's numbers, the same line follows with ``DERMA_EVALUATE=test``, and trains nothing.
+    """
     shown = variables(name, "data/isic2017", None)
     return " ".join(f"{key}={value}" for key, value in shown.items()) + f" make run NOTEBOOKS={NOTEBOOK}"
 
@@ -100,27 +108,34 @@ def folder_of(name: str) -> Path:
     return KEPT / name.replace(", ", "-").replace(" ", "-")
 
 
-def run(name: str, data: str, weights: str | None) -> None:
-    """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped."""
-    own = variables(name, data, weights)
+def execute(own: dict[str, str], folder: Path) -> None:
+    """Execute the notebook with these variables; the results, the notebook and a log go to the folder."""
     others = {key: value for key, value in os.environ.items() if not key.startswith("DERMA_")}
-    made, kept = ROOT / "models" / Path(data).name, folder_of(name)
-    kept.mkdir(parents=True, exist_ok=True)
-    own["DERMA_RESULTS"] = str(kept / "results.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    own = own | {"DERMA_RESULTS": str(folder / "results.csv")}
+    with (folder / "log").open("a") as log:
+        subprocess.run(
+            [sys.executable, "-m", "derma.execute", NOTEBOOK, str(folder / NOTEBOOK)],
+            cwd=ROOT, env=others | own, stdout=log, stderr=log, check=True,
+        )  # fmt: skip
+
+
+def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
+    """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped."""
+    own, made, kept = variables(name, data, weights), ROOT / "models" / Path(data).name, folder_of(name)
     for old in (made / "held_out.csv", made / "metrics.json"):
         old.unlink(missing_ok=True)
     started = time.perf_counter()
-    with (kept / "log").open("a") as log:
-        subprocess.run(
-            [sys.executable, "-m", "derma.execute", NOTEBOOK, str(kept / NOTEBOOK)],
-            cwd=ROOT, env=others | own, stdout=log, stderr=log, check=True,
-        )  # fmt: skip
+    execute(own, kept)
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, text=True)
     about = json.loads((made / "metrics.json").read_text())
     about |= {"commit": commit.strip(), "whole_minutes": (time.perf_counter() - started) / 60}
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):
         shutil.copy(made / file, kept)
+    if test:  # from the checkpoints
+        execute(own | {"DERMA_EVALUATE": "test"}, kept / "test")
+        shutil.copy(made / "metrics.json", kept / "test")
     for old in [*made.glob("*checkpoint*"), *made.glob("best-*")]:  # gigabytes, and held_out.csv is what was wanted
         old.unlink()
 
@@ -186,7 +201,19 @@ def row(name: str) -> dict:
             each = compared.difference
             result |= {f"difference_{category}": round(each.value, 4)}
             result |= {f"difference_{category}_{end}": round(getattr(each, end), 4) for end in ("low", "high")}
-    return result | {"command": command(name)}
+    return result | test_scores(folder_of(name) / "test") | {"command": command(name)}
+
+
+def test_scores(folder: Path) -> dict:
+    """Return the columns of the test split, with DeLong's intervals; empty for all that were not chosen."""
+    if not (folder / "metrics.json").exists():
+        return {}
+    truth = tables.read_table(folder / "ground_truth.csv", truth=True)
+    result = {}
+    for category, area in scoring.report(tables.join(tables.read_table(folder / "results.csv"), truth)).areas.items():
+        result |= {f"test_auc_{category}": round(area.value, 4)}
+        result |= {f"test_auc_{category}_{end}": round(getattr(area, end), 4) for end in ("low", "high")}
+    return result
 
 
 def write_table() -> pd.DataFrame:
@@ -201,22 +228,25 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="data/isic2017", help="the data folder")
     parser.add_argument("--names", nargs="+", default=[], help="of experiments; by default all that are not on file")
     parser.add_argument("--weights", help="a folder of {resnet18,resnet50,densenet169}.safetensors; else torchvision's")
+    parser.add_argument("--test", action="store_true", help="score the one that was chosen, which --names, on test too")
     parser.add_argument("--list", action="store_true", help="print the experiments and their commands")
     parser.add_argument("--differences", action="store_true", help="write experiments.csv anew, and train nothing")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"there is no experiment '{unknown[0]}'; --list names them")
+    if options.test and len(options.names) != 1:
+        parser.error("--test is for one experiment, the chosen one; give it by --names")
     if options.list:
         print(*(f"{name}: {command(name)}" for name in EXPERIMENTS), sep="\n")
         return
     names = options.names or [name for name in EXPERIMENTS if not (folder_of(name) / "metrics.json").exists()]
     for name in [] if options.differences else names:
         print(f"{name} ...", flush=True)
-        run(name, options.data, options.weights)
+        run(name, options.data, options.weights, options.test)
         write_table()
     shown = write_table()
-    print(shown.filter(regex="^experiment$|^cv_auc_.$|^difference_3").to_string(index=False))
+    print(shown.filter(regex="^experiment$|^(cv|test)_auc_.$|^difference_3").to_string(index=False))
 
 
 if __name__ == "__main__":

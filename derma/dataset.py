@@ -415,6 +415,27 @@ class SeededItems(torch.utils.data.Dataset):
             torch.set_rng_state(before)
 
 
+class _Rows(torch.utils.data.Dataset):
+    """A TensorDataset that gives a whole batch at once: row by row would take longer than training a head on them.
+
+    Nothing is random in it, so that of the numbers of :class:`EpochOrder` the index alone counts.
+    """
+
+    def __init__(self, dataset: torch.utils.data.TensorDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, numbers: list[int]) -> tuple[torch.Tensor, ...]:  # DataLoader asks for batches by it
+        return self.dataset[torch.tensor(numbers) % len(self.dataset)]
+
+
+def _keep_batch(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Collate what is a batch already."""
+    return batch
+
+
 def _mix(*numbers: int) -> int:
     """Return one seed of several, such that neighbours have nothing in common."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
@@ -442,7 +463,8 @@ def make_loader(
     Not on the number of workers or of processes, and not on what was drawn before.
 
     Args:
-        dataset: anything with a length and items that the default collation can stack.
+        dataset: anything with a length and items that the default collation can stack; of a TensorDataset whole batches
+            are taken at once.
         batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
         shuffle: a new seeded order and new random numbers for every epoch; for the training split only. Items that do
             not fill a batch are left to another epoch's order: batch normalisation fails on a batch of one, and a
@@ -451,11 +473,17 @@ def make_loader(
         workers: processes that prepare batches; 0 does it in this process.
         odds: with ``shuffle``, how often each item is drawn compared to others; see :class:`EpochOrder`.
     """
+    whole = isinstance(dataset, torch.utils.data.TensorDataset)
+    if whole:
+        dataset = _Rows(dataset)
+    elif shuffle:
+        dataset = SeededItems(dataset, seed)
     return DataLoader(
-        SeededItems(dataset, seed) if shuffle else dataset,
+        dataset,
         batch_size=batch_size,
         sampler=EpochOrder(len(dataset), seed, odds) if shuffle else None,
         drop_last=shuffle,
+        collate_fn=_keep_batch if whole else None,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

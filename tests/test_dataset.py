@@ -319,3 +319,14 @@ def test_odds_bring_rare_items_as_often_in_a_seeded_order():
     epochs = [targets_in_order(first) for _ in range(40)]
     assert epochs == [targets_in_order(second) for _ in range(40)]
     assert np.mean(epochs) == pytest.approx(0.5, abs=0.04)  # 4,000 draws: five standard errors
+
+
+def test_batches_of_vectors_are_those_of_their_rows():
+    rows = torch.utils.data.TensorDataset(torch.randn(25, 4), torch.arange(25))
+    for shuffle, batches in ((True, 3), (False, 4)):  # a last batch of four is dropped, or not
+        whole = make_loader(rows, 7, shuffle=shuffle, seed=1)
+        single = make_loader(torch.utils.data.Subset(rows, range(25)), 7, shuffle=shuffle, seed=1)
+        for _ in range(2):  # epochs
+            pairs = list(zip(whole, single, strict=True))
+            assert len(pairs) == batches
+            assert all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))

@@ -1,6 +1,7 @@
 """The table of experiments: its rows belong to their commands, its intervals hold what they should."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from derma import scoring, tables
 from derma.dataset import CLASSES
 from derma.settings import EVERY
 
@@ -39,6 +41,8 @@ def leave(name, strength, seeds=(0, 1, 2)):
     """Put down what an experiment leaves: predictions that are the better the greater the strength."""
     folder = experiments.folder_of(name)
     folder.mkdir(parents=True)
+    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(about))
     targets = np.repeat([0, 1, 2], [40, 120, 30])
     tables = []
     for seed in seeds:
@@ -48,8 +52,6 @@ def leave(name, strength, seeds=(0, 1, 2)):
             table.assign(Id=[f"p{i}" for i in range(len(targets))], truth=np.array(CLASSES)[targets], seed=seed)
         )
     pd.concat(tables).to_csv(folder / "held_out.csv", index=False)
-    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0}
-    (folder / "metrics.json").write_text(json.dumps(about))
 
 
 def test_differences_have_their_sign_and_equal_ones_hold_zero(tmp_path, monkeypatch):
@@ -65,3 +67,42 @@ def test_differences_have_their_sign_and_equal_ones_hold_zero(tmp_path, monkeypa
     assert better["difference_3"] == pytest.approx(better["cv_auc_3"] - table.loc["frozen", "cv_auc_3"], abs=2e-4)
     assert list(pd.read_csv(tmp_path / "experiments.csv")["experiment"]) == list(table.index)
     assert table["seeds"].tolist() == [3, 3, 3]
+
+
+def test_the_chosen_one_alone_has_scores_on_the_test_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "KEPT", tmp_path)
+    monkeypatch.setattr(experiments, "TABLE", tmp_path / "experiments.csv")
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    evaluated = []
+
+    def execute(own, folder):
+        """Leave what the notebook would."""
+        evaluated.append(own["DERMA_EVALUATE"])
+        folder.mkdir(exist_ok=True)
+        if own["DERMA_EVALUATE"] == "test":
+            for file in ("results.csv", "ground_truth.csv"):
+                shutil.copy(ROOT / file, folder)
+        for file in ("held_out.csv", "metrics.json"):
+            shutil.copy(experiments.folder_of("frozen") / file, tmp_path / "models" / "isic2017")
+        for file in ("history.csv", "checkpoint-0-abc-00001.safetensors"):
+            (tmp_path / "models" / "isic2017" / file).touch()
+
+    monkeypatch.setattr(experiments, "execute", execute)
+    monkeypatch.setattr(experiments.subprocess, "check_output", lambda *_, **__: "abc")
+    (tmp_path / "models" / "isic2017").mkdir(parents=True)
+    leave("frozen", 1.0)
+    experiments.folder_of("tuned DenseNet169").mkdir()
+    experiments.run("tuned DenseNet169", "data/isic2017", None, test=True)
+    assert evaluated == ["held_out", "test"]
+    assert not list((tmp_path / "models" / "isic2017").glob("checkpoint*"))
+    table = experiments.write_table().set_index("experiment")
+    published = tables.join(
+        tables.read_table(ROOT / "results.csv"), tables.read_table(ROOT / "ground_truth.csv", truth=True)
+    )
+    mean = scoring.report(published).areas[3]
+    chosen = table.loc["tuned DenseNet169"]
+    assert [chosen["test_auc_3"], chosen["test_auc_3_low"]] == pytest.approx([mean.value, mean.low], abs=1e-4)
+    assert table.loc["frozen"].filter(like="test_auc").isna().all()
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "--test"])
+    with pytest.raises(SystemExit):
+        experiments.main()
