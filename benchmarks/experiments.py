@@ -38,7 +38,7 @@ from derma.dataset import CLASSES  # noqa: E402
 
 NOTEBOOK, TABLE, KEPT = "skin_lesion_classification.ipynb", ROOT / "experiments.csv", ROOT / "models" / "experiments"
 COMMON = {"evaluate": "held_out", "folds": 5, "seeds": 3, "kept_epoch": "last"}
-FROZEN = {"model": "densenet169", "frozen": True, "image_size": 192, "batch_size": 256}
+FROZEN = {"model": "densenet169", "frozen": True, "image_size": 192, "batch_size": 256, "epochs": 15}
 TUNED = {"model": "resnet18", "image_size": 96, "epochs": 3}
 LARGE = {"model": "densenet169", "image_size": 192, "epochs": 8, "seeds": 1}  # 90 minutes on two cores for each seed
 RESAMPLES = 2000
