@@ -120,6 +120,14 @@ def execute(own: dict[str, str], folder: Path) -> None:
         )  # fmt: skip
 
 
+def current_commit() -> str:
+    """Return the commit, with ``-dirty`` where a file has been changed since, but for the table itself."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.check_output([*git, "rev-parse", "--short=7", "HEAD"], text=True).strip()
+    changed = subprocess.check_output([*git, "status", "--porcelain", "-uno", "--", ".", f":!{TABLE.name}"], text=True)
+    return commit + ("-dirty" if changed else "")
+
+
 def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
     """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped."""
     own, made, kept = variables(name, data, weights), ROOT / "models" / Path(data).name, folder_of(name)
@@ -127,9 +135,8 @@ def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
         old.unlink(missing_ok=True)
     started = time.perf_counter()
     execute(own, kept)
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=7"], cwd=ROOT, text=True)
     about = json.loads((made / "metrics.json").read_text())
-    about |= {"commit": commit.strip(), "whole_minutes": (time.perf_counter() - started) / 60}
+    about |= {"commit": current_commit(), "whole_minutes": (time.perf_counter() - started) / 60}
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):
         shutil.copy(made / file, kept)

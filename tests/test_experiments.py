@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_chosen_one_alone_has_scores_on_the_test_split(tmp_path, monkeypatch
             (tmp_path / "models" / "isic2017" / file).touch()
 
     monkeypatch.setattr(experiments, "execute", execute)
-    monkeypatch.setattr(experiments.subprocess, "check_output", lambda *_, **__: "abc")
+    monkeypatch.setattr(experiments, "current_commit", lambda: "abc")
     (tmp_path / "models" / "isic2017").mkdir(parents=True)
     leave("frozen", 1.0)
     experiments.folder_of("tuned DenseNet169").mkdir()
@@ -106,3 +107,16 @@ def test_the_chosen_one_alone_has_scores_on_the_test_split(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["experiments.py", "--test"])
     with pytest.raises(SystemExit):
         experiments.main()
+
+
+def test_a_row_says_whether_its_code_was_committed(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for file in ("experiments.csv", "code.py"):
+        (tmp_path / file).touch()
+    for step in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *step], check=True)
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    (tmp_path / "experiments.csv").write_text("a new row")
+    clean = experiments.current_commit()
+    (tmp_path / "code.py").write_text("changed")
+    assert len(clean) == 7 and experiments.current_commit() == clean + "-dirty"
