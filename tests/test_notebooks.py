@@ -696,3 +696,24 @@ def test_killed_ten_times_and_resumed_it_ends_the_same(run):
             assert [event.step for event in events] == list(range(1, 25))
     assert len(set(re.findall(r"Resumed after epoch (\d)", broken.text))) >= 4
     assert not list((broken.root / "models/tiny").glob("checkpoint*"))
+
+
+def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
+    cell = next(
+        cell.source for cell in nbformat.read(ROOT / CLASSIFICATION, as_version=4).cells if cell.cell_type == "code"
+    )
+    for name in [name for name in os.environ if name.startswith("DERMA_")]:
+        monkeypatch.delenv(name)
+
+    def settings(**given):
+        for name, value in as_variables(given).items():
+            monkeypatch.setenv(name, value)
+        space = {}
+        exec(cell, space)
+        return space["cfg"]
+
+    assert settings().model == "resnet18" and settings().folds == 0  # the drawn sample
+    own = settings(data=tmp_path / "mine")
+    assert (own.model, own.folds, own.kept_epoch) == ("resnet50", 0, "best")
+    challenge = settings(data=tmp_path / "isic2017", epochs=30)
+    assert (challenge.model, challenge.folds, challenge.kept_epoch, challenge.epochs) == ("densenet169", 5, "last", 30)
