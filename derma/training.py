@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import get_model_weights
+from torchvision.ops import StochasticDepth
 
 
 class WeightsError(RuntimeError):
@@ -166,6 +167,55 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
                 mean.copy_(value)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps whole what draws anew in each pass: a trace would hold what it drew, or whether it drew at all."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+
+
+def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """Cut a network into what comes before a layer and what comes from it on; both share its weights.
+
+    So that the first part, kept as it is, need not be computed again in each epoch.
+
+    Args:
+        network: takes one tensor, and can be traced by torch.fx, as torchvision's classifiers can
+            (https://docs.pytorch.org/docs/stable/fx.html).
+        layer: its name among the network's modules, such as ``"layer4"`` or ``"features.denseblock4"``.
+
+    Returns:
+        Two modules: ``second(first(x))`` is ``network(x)``, and ``first(x)`` is one tensor. ``network.train()`` and
+        ``network.eval()`` reach their layers, since these are the network's own.
+
+    Raises:
+        ValueError: there is no such layer, nothing comes before it, or more than one tensor passes that place.
+    """
+    nodes = list(_Tracer().trace(network).nodes)
+    inside = [
+        place
+        for place, node in enumerate(nodes)
+        if any(path == layer or path.startswith(f"{layer}.") for path in node.meta.get("nn_module_stack", ()))
+    ]
+    if not inside or inside[0] < 2:  # node 0 is the input
+        names = ", ".join(name for name, _ in network.named_modules() if name and name.count(".") < 2)
+        raise ValueError(f"There is no layer '{layer}' with others before it; the network has {names}.")
+    before, after = nodes[: inside[0]], nodes[inside[0] :]
+    passing = {source for node in after for source in node.all_input_nodes} & set(before)
+    if len(passing) != 1:
+        raise ValueError(f"At layer '{layer}' the network passes on {len(passing)} tensors and not one; name another.")
+    (border,) = passing
+    first, second = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in before:
+        copies[node] = first.node_copy(node, copies.__getitem__)
+    first.output(copies[border])
+    copies = {border: second.placeholder("maps")}
+    for node in after:
+        copies[node] = second.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(network, first), fx.GraphModule(network, second)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

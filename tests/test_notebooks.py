@@ -226,6 +226,40 @@ def test_features_are_computed_once_and_anew_for_changed_pictures(run, data_fold
     assert (last.root / "results.csv").read_bytes() != before
 
 
+TUNED_IN_PART = """
+untouched = make_classifier(cfg.seed).state_dict()
+for name, value in classifiers[0].state_dict().items():
+    late = name.startswith(("backbone.stage4", "backbone.conv5", "head"))
+    assert torch.equal(value, untouched[name]) != late or name.endswith("num_batches_tracked"), name
+assert pool_features.shape[:2] == (len(pool), 8 + 2) and pool_features.dtype == torch.float16
+learnt, held_out = examples(runs[0])
+assert len(learnt) == 10 * len(runs[0].train) and held_out.tensors[0].shape[1] == 8
+assert torch.equal(learnt.tensors[1][10:20], pool_targets[runs[0].train[1]].repeat(10))
+assert torch.equal(learnt.tensors[0][18], pool_features[runs[0].train[1], 8])
+seeded = SeededItems(data.pool(augment, larger), cfg.seed)  # the second picture's first augmented view
+with torch.inference_mode():
+    expected = parts_of(encoder.eval())[0](to_input(seeded[1][0].unsqueeze(0)))[0]
+assert torch.allclose(pool_features[1, 8].float(), expected, atol=2e-3)
+pictures = torch.stack([picture for picture, _ in test_folder])
+with torch.inference_mode():
+    whole = [classifiers[0].eval()(to_input(view)).softmax(1) for view in views(pictures)]
+assert np.allclose(torch.stack(whole).mean(0), probabilities, atol=2e-3)
+"""
+
+
+def test_a_network_tuned_in_part_learns_from_maps_and_is_one_network(run, data_folder):
+    settings = {"data": data_folder, "tuned_from": "stage4", "augmented_views": 2, "tta": "true", "epochs": 2}
+    _, _, text, root = run(then=TUNED_IN_PART, drop_leaks="false", **settings)
+    assert "(trained from stage4 on)" in text
+    with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert any(name.startswith("backbone.conv1") for name in names)  # all of it is kept, for whoever wants to use it
+    before = (root / "results.csv").read_bytes()
+    again = run(drop_leaks="false", **settings)
+    assert "Features of 62 pictures: as computed before." in again.text
+    assert (root / "results.csv").read_bytes() == before
+
+
 EXAMINED = """
 for run in runs:
     assert not set(run.train) & set(run.held_out) and len(run.train) + len(run.held_out) == len(pool)
@@ -511,6 +545,9 @@ BAD_SETTINGS = [
     ({"weights": "missing.safetensors"}, "missing.safetensors: no such weights file"),
     ({"data": "nowhere"}, "nowhere: no such folder"),
     ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
+    ({"tuned_from": "layer4"}, "There is no layer 'layer4' with others before it; the network has conv1,"),
+    ({"tuned_from": "stage4", "frozen": "true"}, "DERMA_TUNED_FROM is 'stage4': Value error, nothing of a frozen"),
+    ({"augmented_views": "2"}, "DERMA_AUGMENTED_VIEWS is '2': Value error, a network that is trained whole sees"),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
     ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),

@@ -14,6 +14,7 @@ from derma.training import (
     Checkpoints,
     WeightsError,
     best_precision,
+    cut,
     get_rng_state,
     load_pretrained,
     load_weights,
@@ -339,3 +340,37 @@ def test_a_restored_fused_optimizer_goes_on_as_if_nothing_had_happened(tmp_path)
     step(resumed, 2)
     for expected, got in zip(unbroken["network"].parameters(), resumed["network"].parameters(), strict=True):
         assert torch.equal(expected, got)
+
+
+CUTS = [
+    ("resnet18", "layer4", 256),
+    ("densenet121", "features.denseblock4", 512),
+    ("efficientnet_b0", "features.7", 192),  # has stochastic depth
+    ("mobilenet_v3_small", "features.10", 96),
+]
+
+
+@pytest.mark.parametrize(("name", "layer", "channels"), CUTS)
+def test_a_cut_network_is_the_same_network(name, layer, channels):
+    network = get_model(name)
+    first, second = cut(network, layer)
+    pictures = torch.rand(3, 3, 64, 64)
+    for mode in (True, False):
+        network.train(mode)
+        torch.manual_seed(0)
+        whole = network(pictures)
+        torch.manual_seed(0)
+        maps = first(pictures)
+        assert maps.shape[:2] == (3, channels)
+        assert torch.equal(second(maps), whole)
+    own = {id(each) for each in network.parameters()}
+    late = {id(each) for each in second.parameters()}
+    assert late < own and not late & {id(each) for each in first.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"), [("layer5", "no layer 'layer5'"), ("conv1", "others before"), ("layer4.1.conv2", "2 tensors")]
+)
+def test_a_network_cannot_be_cut_anywhere(layer, words):
+    with pytest.raises(ValueError, match=words):
+        cut(resnet18(), layer)
