@@ -38,8 +38,13 @@ from derma.dataset import CLASSES  # noqa: E402
 
 NOTEBOOK, TABLE, KEPT = "skin_lesion_classification.ipynb", ROOT / "experiments.csv", ROOT / "models" / "experiments"
 COMMON = {"evaluate": "held_out", "folds": 5, "seeds": 3, "kept_epoch": "last"}
-FROZEN = {"model": "densenet169", "frozen": True, "image_size": 192, "batch_size": 256, "epochs": 15}
-TUNED = {"model": "resnet18", "image_size": 96, "epochs": 3}
+FROZEN = {"model": "densenet169", "frozen": True, "image_size": 224, "batch_size": 256, "epochs": 15}
+FROZEN_192 = FROZEN | {"image_size": 192}
+HEAD = FROZEN | {"head_layers": 2}
+ONE_VIEW = HEAD | {"tta": False, "epochs": 60}  # an eighth of the features to compute, and as many epochs more
+PART = {
+    "model": "densenet169", "tuned_from": "features.denseblock4", "augmented_views": 4, "image_size": 224, "epochs": 2,
+}  # fmt: skip
 LARGE = {"model": "densenet169", "image_size": 192, "epochs": 8, "seeds": 1}  # 90 minutes on two cores for each seed
 RESAMPLES = 2000
 
@@ -53,32 +58,34 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "frozen": Experiment(FROZEN),
-    "frozen, two layers": Experiment(FROZEN | {"head_layers": 2}, "frozen"),
+    "frozen, two layers": Experiment(HEAD, "frozen"),
     "frozen, three layers": Experiment(FROZEN | {"head_layers": 3}, "frozen"),
-    "frozen, larger rate": Experiment(FROZEN | {"lr_head": 3e-3}, "frozen"),
-    "frozen, smaller rate": Experiment(FROZEN | {"lr_head": 3e-4}, "frozen"),
-    "frozen, balanced sampling": Experiment(FROZEN | {"balance": "sampling"}, "frozen"),
-    "frozen, no balance": Experiment(FROZEN | {"balance": "none"}, "frozen"),
-    "frozen, one view": Experiment(FROZEN | {"tta": False}, "frozen"),
-    "frozen, 128 px": Experiment(FROZEN | {"image_size": 128}, "frozen"),
-    "frozen, 160 px": Experiment(FROZEN | {"image_size": 160}, "frozen"),
-    "frozen, 224 px": Experiment(FROZEN | {"image_size": 224}, "frozen"),
-    "frozen ResNet50": Experiment(FROZEN | {"model": "resnet50"}, "frozen"),
-    "frozen ResNet18": Experiment(FROZEN | {"model": "resnet18"}, "frozen"),
-    "frozen, middle blanked": Experiment(FROZEN | {"blank": 0.6}, "frozen"),
-    "tuned": Experiment(TUNED),
-    "tuned, frozen": Experiment(TUNED | {"frozen": True, "batch_size": 256}, "tuned"),
-    "tuned, constant rate": Experiment(TUNED | {"schedule": "constant"}, "tuned"),
-    "tuned, larger rate": Experiment(TUNED | {"lr_backbone": 3e-4}, "tuned"),
-    "tuned, smaller rate": Experiment(TUNED | {"lr_backbone": 3e-5}, "tuned"),
-    "tuned, no augmentation": Experiment(TUNED | {"augmentation": "none"}, "tuned"),
-    "tuned, light augmentation": Experiment(TUNED | {"augmentation": "light"}, "tuned"),
-    "tuned, mixup and CutMix": Experiment(TUNED | {"augmentation": "mixed"}, "tuned"),
-    "tuned, balanced sampling": Experiment(TUNED | {"balance": "sampling"}, "tuned"),
-    "tuned, average of weights": Experiment(TUNED | {"ema": 0.99}, "tuned"),
-    "tuned, one view": Experiment(TUNED | {"tta": False}, "tuned"),
-    "tuned, 64 px": Experiment(TUNED | {"image_size": 64}, "tuned"),
-    "tuned, 128 px": Experiment(TUNED | {"image_size": 128}, "tuned"),
+    "frozen, larger rate": Experiment(HEAD | {"lr_head": 3e-3}, "frozen, two layers"),
+    "frozen, smaller rate": Experiment(HEAD | {"lr_head": 3e-4}, "frozen, two layers"),
+    "frozen, constant rate": Experiment(HEAD | {"schedule": "constant"}, "frozen, two layers"),
+    "frozen, balanced sampling": Experiment(HEAD | {"balance": "sampling"}, "frozen, two layers"),
+    "frozen, no balance": Experiment(HEAD | {"balance": "none"}, "frozen, two layers"),
+    "frozen, average of weights": Experiment(HEAD | {"ema": 0.99}, "frozen, two layers"),
+    "frozen, augmented views": Experiment(HEAD | {"augmented_views": 4}, "frozen, two layers"),
+    "frozen, 192 px": Experiment(FROZEN_192, "frozen"),
+    "frozen, 192 px, two layers": Experiment(FROZEN_192 | {"head_layers": 2}, "frozen, 192 px"),
+    "frozen, 192 px, three layers": Experiment(FROZEN_192 | {"head_layers": 3}, "frozen, 192 px"),
+    "one view": Experiment(ONE_VIEW),
+    "one view, 128 px": Experiment(ONE_VIEW | {"image_size": 128}, "one view"),
+    "one view, 160 px": Experiment(ONE_VIEW | {"image_size": 160}, "one view"),
+    "one view, 192 px": Experiment(ONE_VIEW | {"image_size": 192}, "one view"),
+    "one view, 256 px": Experiment(ONE_VIEW | {"image_size": 256}, "one view"),
+    "one view, ResNet50": Experiment(ONE_VIEW | {"model": "resnet50"}, "one view"),
+    "one view, ResNet18": Experiment(ONE_VIEW | {"model": "resnet18"}, "one view"),
+    "one view, middle blanked": Experiment(ONE_VIEW | {"blank": 0.6}, "one view"),
+    "tuned in part": Experiment(PART),
+    "tuned in part, constant rate": Experiment(PART | {"schedule": "constant"}, "tuned in part"),
+    "tuned in part, larger rate": Experiment(PART | {"lr_backbone": 3e-4}, "tuned in part"),
+    "tuned in part, smaller rate": Experiment(PART | {"lr_backbone": 3e-5}, "tuned in part"),
+    "tuned in part, two layers": Experiment(PART | {"head_layers": 2}, "tuned in part"),
+    "tuned in part, mixup and CutMix": Experiment(PART | {"augmentation": "mixed"}, "tuned in part"),
+    "tuned in part, balanced sampling": Experiment(PART | {"balance": "sampling"}, "tuned in part"),
+    "tuned in part, average of weights": Experiment(PART | {"ema": 0.99}, "tuned in part"),
     "tuned DenseNet169": Experiment(LARGE),
 }
 
@@ -224,8 +231,19 @@ def test_scores(folder: Path) -> dict:
 
 
 def write_table() -> pd.DataFrame:
-    """Write experiments.csv from all that is on file, in the order of :data:`EXPERIMENTS`."""
-    table = pd.DataFrame([row(name) for name in EXPERIMENTS if (folder_of(name) / "metrics.json").exists()])
+    """Write experiments.csv, in the order of :data:`EXPERIMENTS`: from all that is in models/, and else as it was.
+
+    Rows of experiments that were made elsewhere stay, as long as their commands are today's.
+    """
+    before = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame({"experiment": [], "command": []})
+    rows = []
+    for name in EXPERIMENTS:
+        if (folder_of(name) / "metrics.json").exists():
+            rows.append(row(name))
+        else:
+            old = before[(before["experiment"] == name) & (before["command"] == command(name))]
+            rows += old.to_dict("records")
+    table = pd.DataFrame(rows)
     table.to_csv(TABLE, index=False)
     return table
 
