@@ -38,10 +38,11 @@ from derma.dataset import CLASSES  # noqa: E402
 
 NOTEBOOK, TABLE, KEPT = "skin_lesion_classification.ipynb", ROOT / "experiments.csv", ROOT / "models" / "experiments"
 COMMON = {"evaluate": "held_out", "folds": 5, "seeds": 3, "kept_epoch": "last"}
-FROZEN = {"model": "densenet169", "frozen": True, "image_size": 224, "batch_size": 256, "epochs": 15}
-FROZEN_192 = FROZEN | {"image_size": 192}
+FROZEN = {"model": "densenet169", "frozen": True, "image_size": 224, "batch_size": 256, "epochs": 8}
+FROZEN_192 = FROZEN | {"image_size": 192, "epochs": 15}
 HEAD = FROZEN | {"head_layers": 2}
-ONE_VIEW = HEAD | {"tta": False, "epochs": 60}  # an eighth of the features to compute, and as many epochs more
+ONE_VIEW = HEAD | {"tta": False, "epochs": 30}  # an eighth of the features to compute
+BLOCKS = "features.denseblock1,features.denseblock2,features.denseblock3"
 PART = {
     "model": "densenet169", "tuned_from": "features.denseblock4", "augmented_views": 4, "image_size": 224, "epochs": 2,
 }  # fmt: skip
@@ -60,6 +61,7 @@ EXPERIMENTS = {
     "frozen": Experiment(FROZEN),
     "frozen, two layers": Experiment(HEAD, "frozen"),
     "frozen, three layers": Experiment(FROZEN | {"head_layers": 3}, "frozen"),
+    "frozen, pooled layers": Experiment(FROZEN | {"pooled_layers": BLOCKS}, "frozen"),
     "frozen, larger rate": Experiment(HEAD | {"lr_head": 3e-3}, "frozen, two layers"),
     "frozen, smaller rate": Experiment(HEAD | {"lr_head": 3e-4}, "frozen, two layers"),
     "frozen, constant rate": Experiment(HEAD | {"schedule": "constant"}, "frozen, two layers"),
@@ -67,7 +69,7 @@ EXPERIMENTS = {
     "frozen, no balance": Experiment(HEAD | {"balance": "none"}, "frozen, two layers"),
     "frozen, average of weights": Experiment(HEAD | {"ema": 0.99}, "frozen, two layers"),
     "frozen, augmented views": Experiment(HEAD | {"augmented_views": 4}, "frozen, two layers"),
-    "frozen, 192 px": Experiment(FROZEN_192, "frozen"),
+    "frozen, 192 px": Experiment(FROZEN_192),
     "frozen, 192 px, two layers": Experiment(FROZEN_192 | {"head_layers": 2}, "frozen, 192 px"),
     "frozen, 192 px, three layers": Experiment(FROZEN_192 | {"head_layers": 3}, "frozen, 192 px"),
     "one view": Experiment(ONE_VIEW),
