@@ -260,6 +260,29 @@ def test_a_network_tuned_in_part_learns_from_maps_and_is_one_network(run, data_f
     assert (root / "results.csv").read_bytes() == before
 
 
+POOLED = """
+pictures = torch.stack([picture for picture, _ in test_folder])
+with torch.inference_mode():
+    maps = encoder.eval().backbone.maxpool(encoder.backbone.conv1(to_input(pictures)))
+    features = encoder.features(to_input(pictures))
+expected = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+assert features.shape == (len(test_folder), 1024 + 2 * 24 + 2 * 48)
+assert torch.allclose(features[:, 1024 : 1024 + 48], expected, atol=1e-5)
+first = classifiers[0].head[0]
+assert isinstance(first, nn.BatchNorm1d) and first.num_batches_tracked > 0 and not list(first.parameters())
+with torch.inference_mode():
+    whole = classifiers[0].eval()(to_input(pictures)).softmax(1)
+assert np.allclose(whole, probabilities, atol=1e-4)
+print("pooled")
+"""
+
+
+@pytest.mark.parametrize("settings", [{"frozen": "true", "augmented_views": 1}, {"ema": 0.5}])
+def test_the_head_sees_earlier_layers_too(run, settings):
+    pooled = {"pooled_layers": "maxpool, stage2", "tta": "false", "drop_leaks": "false", "kept_epoch": "last"}
+    assert "pooled" in run(then=POOLED, **pooled, **settings).text
+
+
 EXAMINED = """
 for run in runs:
     assert not set(run.train) & set(run.held_out) and len(run.train) + len(run.held_out) == len(pool)
@@ -547,6 +570,8 @@ BAD_SETTINGS = [
     ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
     ({"tuned_from": "layer4"}, "There is no layer 'layer4' with others before it; the network has conv1,"),
     ({"tuned_from": "stage4", "frozen": "true"}, "DERMA_TUNED_FROM is 'stage4': Value error, nothing of a frozen"),
+    ({"pooled_layers": "layer9"}, "There is no layer 'layer9' to pool; shufflenet_v2_x0_5 has conv1,"),
+    ({"tuned_from": "stage4", "pooled_layers": "stage2"}, "DERMA_POOLED_LAYERS is 'stage2': Value error, the head of"),
     ({"augmented_views": "2"}, "DERMA_AUGMENTED_VIEWS is '2': Value error, a network that is trained whole sees"),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
