@@ -277,7 +277,7 @@ print("pooled")
 """
 
 
-@pytest.mark.parametrize("settings", [{"frozen": "true", "augmented_views": 1}, {"ema": 0.5}])
+@pytest.mark.parametrize("settings", [{"frozen": "true", "augmented_views": 1}, {"ema": 0.5, "batchnorm": "frozen"}])
 def test_the_head_sees_earlier_layers_too(run, settings):
     pooled = {"pooled_layers": "maxpool, stage2", "tta": "false", "drop_leaks": "false", "kept_epoch": "last"}
     assert "pooled" in run(then=POOLED, **pooled, **settings).text
