@@ -117,6 +117,12 @@ def folder_of(name: str) -> Path:
     return KEPT / name.replace(", ", "-").replace(" ", "-")
 
 
+def on_file(name: str) -> bool:
+    """Return whether an experiment was made on this machine, by the command that it has today."""
+    file = folder_of(name) / "metrics.json"
+    return file.exists() and json.loads(file.read_text()).get("command") == command(name)
+
+
 def execute(own: dict[str, str], folder: Path) -> None:
     """Execute the notebook with these variables; the results, the notebook and a log go to the folder."""
     others = {key: value for key, value in os.environ.items() if not key.startswith("DERMA_")}
@@ -145,7 +151,11 @@ def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
     started = time.perf_counter()
     execute(own, kept)
     about = json.loads((made / "metrics.json").read_text())
-    about |= {"commit": current_commit(), "whole_minutes": (time.perf_counter() - started) / 60}
+    about |= {
+        "command": command(name),
+        "commit": current_commit(),
+        "whole_minutes": (time.perf_counter() - started) / 60,
+    }
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):
         shutil.copy(made / file, kept)
@@ -212,7 +222,7 @@ def row(name: str) -> dict:
         result |= {f"cv_auc_{category}_{end}": round(getattr(interval, end), 4) for end in ("low", "high")}
     result["cv_auc_3_by_seed"] = " ".join(f"{value:.4f}" for value in three[2])
     other = EXPERIMENTS[name].against
-    if other and (folder_of(other) / "held_out.csv").exists():
+    if other and on_file(other):
         for category, compared in difference(name, other).items():
             each = compared.difference
             result |= {f"difference_{category}": round(each.value, 4)}
@@ -240,12 +250,14 @@ def write_table() -> pd.DataFrame:
     before = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame({"experiment": [], "command": []})
     rows = []
     for name in EXPERIMENTS:
-        if (folder_of(name) / "metrics.json").exists():
+        if on_file(name):
             rows.append(row(name))
         else:
             old = before[(before["experiment"] == name) & (before["command"] == command(name))]
             rows += old.to_dict("records")
     table = pd.DataFrame(rows)
+    for name in sorted(set(before["experiment"]) - {each["experiment"] for each in rows}):
+        print(f"{name}: taken out of {TABLE.name}, since its command there is not today's.")
     table.to_csv(TABLE, index=False)
     return table
 
@@ -267,7 +279,7 @@ def main() -> None:
     if options.list:
         print(*(f"{name}: {command(name)}" for name in EXPERIMENTS), sep="\n")
         return
-    names = options.names or [name for name in EXPERIMENTS if not (folder_of(name) / "metrics.json").exists()]
+    names = options.names or [name for name in EXPERIMENTS if not on_file(name)]
     for name in [] if options.differences else names:
         print(f"{name} ...", flush=True)
         run(name, options.data, options.weights, options.test)

@@ -42,7 +42,8 @@ def leave(name, strength, seeds=(0, 1, 2)):
     """Put down what an experiment leaves: predictions that are the better the greater the strength."""
     folder = experiments.folder_of(name)
     folder.mkdir(parents=True)
-    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0}
+    command = experiments.command(name)
+    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0, "command": command}
     (folder / "metrics.json").write_text(json.dumps(about))
     targets = np.repeat([0, 1, 2], [40, 120, 30])
     tables = []
@@ -110,6 +111,9 @@ def test_the_chosen_one_alone_has_scores_on_the_test_split(tmp_path, monkeypatch
     )
     table.assign(command="of settings that it has no more").reset_index().to_csv(experiments.TABLE, index=False)
     assert experiments.write_table()["experiment"].tolist() == ["frozen"]
+    about = json.loads((experiments.folder_of("frozen") / "metrics.json").read_text())
+    (experiments.folder_of("frozen") / "metrics.json").write_text(json.dumps(about | {"command": "another"}))
+    assert not experiments.on_file("frozen")  # what it was made with is not what it is today
     monkeypatch.setattr(sys, "argv", ["experiments.py", "--test"])
     with pytest.raises(SystemExit):
         experiments.main()

@@ -228,6 +228,8 @@ def test_features_are_computed_once_and_anew_for_changed_pictures(run, data_fold
 
 TUNED_IN_PART = """
 untouched = make_classifier(cfg.seed).state_dict()
+own = make_classifier(cfg.seed + 1).state_dict()  # the second network begins with the encoder's layers, not with these
+assert not torch.equal(own["backbone.conv1.0.weight"], untouched["backbone.conv1.0.weight"])
 for name, value in classifiers[0].state_dict().items():
     late = name.startswith(("backbone.stage4", "backbone.conv5", "head"))
     assert torch.equal(value, untouched[name]) != late or name.endswith("num_batches_tracked"), name
@@ -242,16 +244,23 @@ with torch.inference_mode():
 assert torch.allclose(pool_features[1, 8].float(), expected, atol=2e-3)
 pictures = torch.stack([picture for picture, _ in test_folder])
 with torch.inference_mode():
-    whole = [classifiers[0].eval()(to_input(view)).softmax(1) for view in views(pictures)]
+    whole = [each.eval()(to_input(view)).softmax(1) for view in views(pictures) for each in classifiers]
 assert np.allclose(torch.stack(whole).mean(0), probabilities, atol=2e-3)
 """
 
 
 def test_a_network_tuned_in_part_learns_from_maps_and_is_one_network(run, data_folder):
-    settings = {"data": data_folder, "tuned_from": "stage4", "augmented_views": 2, "tta": "true", "epochs": 2}
+    settings = {
+        "data": data_folder,
+        "tuned_from": "stage4",
+        "augmented_views": 2,
+        "tta": "true",
+        "epochs": 2,
+        "seeds": 2,
+    }
     _, _, text, root = run(then=TUNED_IN_PART, drop_leaks="false", **settings)
     assert "(trained from stage4 on)" in text
-    with safe_open(root / "models" / "tiny" / "best.safetensors", "pt") as file:
+    with safe_open(root / "models" / "tiny" / "best-0.safetensors", "pt") as file:
         names = list(file.keys())
     assert any(name.startswith("backbone.conv1") for name in names)  # all of it is kept, for whoever wants to use it
     before = (root / "results.csv").read_bytes()
@@ -570,6 +579,7 @@ BAD_SETTINGS = [
     ({"batch_size": "32"}, "24 training pictures do not fill a batch; set DERMA_BATCH_SIZE lower."),
     ({"tuned_from": "layer4"}, "There is no layer 'layer4' with others before it; the network has conv1,"),
     ({"tuned_from": "stage4", "frozen": "true"}, "DERMA_TUNED_FROM is 'stage4': Value error, nothing of a frozen"),
+    ({"pooled_layers": "fc"}, "A layer to pool must give maps (N, C, H, W)"),
     ({"pooled_layers": "layer9"}, "There is no layer 'layer9' to pool; shufflenet_v2_x0_5 has conv1,"),
     ({"tuned_from": "stage4", "pooled_layers": "stage2"}, "DERMA_POOLED_LAYERS is 'stage2': Value error, the head of"),
     ({"augmented_views": "2"}, "DERMA_AUGMENTED_VIEWS is '2': Value error, a network that is trained whole sees"),
