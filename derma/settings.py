@@ -13,8 +13,8 @@ EVERY = frozenset(
         "blank", "channels", "code", "compile", "data", "drop_leaks", "dropout", "ema", "epochs", "evaluate", "extra",
         "folds", "frozen", "head_layers", "image_size", "keep", "kept_epoch", "label_smoothing", "learning_rate",
         "lr_backbone", "lr_head", "model", "neighbours", "patience", "perplexity", "pooled_layers", "precision",
-        "results", "resume", "schedule", "seed", "seeds", "structure", "tta", "tuned_from", "warmup_epochs",
-        "weight_decay", "weights", "workers",
+        "precompute", "results", "resume", "schedule", "seed", "seeds", "structure", "tta", "tuned_from",
+        "warmup_epochs", "weight_decay", "weights", "workers",
     }
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.error import URLError
 
@@ -174,6 +175,10 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        # m.forward, and not what __call__ adds: hooks look at numbers, which a trace has none of.
+        return super().call_module(m, m.forward, args, kwargs)
 
 
 def cut(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:

@@ -269,6 +269,26 @@ def test_a_network_tuned_in_part_learns_from_maps_and_is_one_network(run, data_f
     assert (root / "results.csv").read_bytes() == before
 
 
+KEPT_FIRST = """
+untouched = make_classifier(cfg.seed)
+kept = {f"backbone.{name}" for name in dict(kept_layers(untouched).state_dict())}
+early = () if cfg.frozen else ("backbone.stage4", "backbone.conv5", "backbone.fc")
+assert kept == {name for name in untouched.state_dict() if name.startswith("backbone") and not name.startswith(early)}
+for name, value in classifiers[0].state_dict().items():  # statistics and counts of batches, too
+    assert torch.equal(value, untouched.state_dict()[name]) == (name in kept), name
+learnt, held_out = examples(runs[0])
+assert isinstance(learnt, Subset) and len(learnt) == len(runs[0].train) and learnt[0][0].dtype == torch.uint8
+assert not list(models.glob("features*"))
+"""
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tuned_from": "stage4", "pooled_layers": "maxpool,stage2,stage4"}, {"frozen": 1}]
+)
+def test_what_is_kept_may_see_new_views_in_each_epoch(run, settings):
+    run(then=KEPT_FIRST, precompute="false", drop_leaks="false", epochs=2, kept_epoch="last", **settings)
+
+
 POOLED = """
 pictures = torch.stack([picture for picture, _ in test_folder])
 with torch.inference_mode():
@@ -581,8 +601,15 @@ BAD_SETTINGS = [
     ({"tuned_from": "stage4", "frozen": "true"}, "DERMA_TUNED_FROM is 'stage4': Value error, nothing of a frozen"),
     ({"pooled_layers": "fc"}, "A layer to pool must give maps (N, C, H, W)"),
     ({"pooled_layers": "layer9"}, "There is no layer 'layer9' to pool; shufflenet_v2_x0_5 has conv1,"),
-    ({"tuned_from": "stage4", "pooled_layers": "stage2"}, "DERMA_POOLED_LAYERS is 'stage2': Value error, the head of"),
-    ({"augmented_views": "2"}, "DERMA_AUGMENTED_VIEWS is '2': Value error, a network that is trained whole sees"),
+    (
+        {"tuned_from": "stage4", "pooled_layers": "stage2"},
+        "DERMA_POOLED_LAYERS is 'stage2': Value error, of maps computed",
+    ),
+    ({"augmented_views": "2"}, "DERMA_AUGMENTED_VIEWS is '2': Value error, where nothing is computed once, each epoch"),
+    (
+        {"augmented_views": "2", "frozen": "true", "precompute": "false"},
+        "DERMA_AUGMENTED_VIEWS is '2': Value error, where nothing is computed once, each epoch",
+    ),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
     ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),
