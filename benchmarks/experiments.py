@@ -61,7 +61,9 @@ EXPERIMENTS = {
     "frozen": Experiment(FROZEN),
     "frozen, two layers": Experiment(HEAD, "frozen"),
     "frozen, three layers": Experiment(FROZEN | {"head_layers": 3}, "frozen"),
-    "frozen, pooled layers": Experiment(FROZEN | {"pooled_layers": BLOCKS}, "frozen"),
+    # Standardised, as pooled layers are, and with its maxima: what remains is what the earlier layers buy.
+    "frozen, last layer pooled": Experiment(FROZEN | {"pooled_layers": "features.norm5"}, "frozen"),
+    "frozen, pooled layers": Experiment(FROZEN | {"pooled_layers": BLOCKS}, "frozen, last layer pooled"),
     "frozen, larger rate": Experiment(HEAD | {"lr_head": 3e-3}, "frozen, two layers"),
     "frozen, smaller rate": Experiment(HEAD | {"lr_head": 3e-4}, "frozen, two layers"),
     "frozen, constant rate": Experiment(HEAD | {"schedule": "constant"}, "frozen, two layers"),
@@ -154,7 +156,8 @@ def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
     about |= {
         "command": command(name),
         "commit": current_commit(),
-        "whole_minutes": (time.perf_counter() - started) / 60,
+        # Of one that was interrupted only the rest was timed: then at least what its epochs took.
+        "whole_minutes": max(about["minutes"], (time.perf_counter() - started) / 60),
     }
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):
@@ -245,21 +248,23 @@ def test_scores(folder: Path) -> dict:
 def write_table() -> pd.DataFrame:
     """Write experiments.csv, in the order of :data:`EXPERIMENTS`: from all that is in models/, and else as it was.
 
-    Rows of experiments that were made elsewhere stay, as long as their commands are today's.
+    Rows of experiments that were made elsewhere stay, as long as their commands and comparisons are today's.
     """
-    before = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame({"experiment": [], "command": []})
+    # As text, so that a row made elsewhere stays as it is; a commit such as 1234567 is no number.
+    before = pd.DataFrame(columns=["experiment", "against", "command"])
+    if TABLE.exists():
+        before = pd.read_csv(TABLE, dtype=str, keep_default_na=False)
     rows = []
     for name in EXPERIMENTS:
         if on_file(name):
             rows.append(row(name))
         else:
-            old = before[(before["experiment"] == name) & (before["command"] == command(name))]
-            rows += old.to_dict("records")
-    table = pd.DataFrame(rows)
+            today = {"experiment": name, "against": EXPERIMENTS[name].against or "", "command": command(name)}
+            rows += before[(before[list(today)] == pd.Series(today)).all(axis=1)].to_dict("records")
     for name in sorted(set(before["experiment"]) - {each["experiment"] for each in rows}):
-        print(f"{name}: taken out of {TABLE.name}, since its command there is not today's.")
-    table.to_csv(TABLE, index=False)
-    return table
+        print(f"{name}: taken out of {TABLE.name}, since its command, or what it is compared with, is not today's.")
+    pd.DataFrame(rows, columns=None if rows else before.columns).to_csv(TABLE, index=False)
+    return pd.read_csv(TABLE, dtype={"commit": str})
 
 
 def main() -> None:

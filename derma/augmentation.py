@@ -32,10 +32,10 @@ def _about(matrix: np.ndarray, centre: float) -> np.ndarray:
 
 
 class BlankMiddle:
-    """Cover a square in the middle with the picture's mean colour, so that only the surroundings are left.
+    """Cover a square in the middle with the mean colour of what surrounds it, so that nothing of it is left.
 
-    What a network still tells apart by them it owes to the skin, the light and the instrument, and not to the lesion
-    (Bissoto et al., 2019, https://arxiv.org/abs/1904.08818).
+    What a network still tells apart by the surroundings it owes to the skin, the light and the instrument, and not to
+    the lesion (Bissoto et al., 2019, https://arxiv.org/abs/1904.08818), as far as the square covers that.
 
     Args:
         share: of each side that is covered, in (0, 1).
@@ -46,14 +46,13 @@ class BlankMiddle:
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         """Return a covered copy of an RGB picture."""
-        colour = tuple(round(value) for value in ImageStat.Stat(picture).mean)
-        size = tuple(round(self.share * side) for side in picture.size)
+        size = [int(self.share * side) for side in picture.size]  # rounded down: something is always left
+        corner = [(side - part) // 2 for side, part in zip(picture.size, size, strict=True)]
+        middle = (*corner, *(start + part for start, part in zip(corner, size, strict=True)))
+        around = Image.new("L", picture.size, 255)
+        around.paste(0, middle)
         covered = picture.copy()
-        covered.paste(
-            colour,
-            [(side - part) // 2 for side, part in zip(picture.size, size, strict=True)]
-            + [(side - part) // 2 + part for side, part in zip(picture.size, size, strict=True)],
-        )
+        covered.paste(tuple(round(value) for value in ImageStat.Stat(picture, around).mean), middle)
         return covered
 
     def __repr__(self) -> str:

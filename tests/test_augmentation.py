@@ -97,5 +97,8 @@ def test_a_blanked_middle_leaves_the_rest(picture):
     middle = np.zeros((240, 240), bool)
     middle[60:180, 60:180] = True
     assert np.array_equal(blanked[~middle], pixels[~middle])
-    assert np.allclose(blanked[middle], pixels.mean((0, 1)), atol=0.51)
-    assert not np.array_equal(pixels[middle], blanked[middle])
+    assert np.allclose(blanked[middle], pixels[~middle].mean(0), atol=0.51)
+    other = pixels.copy()
+    other[middle] = 255 - other[middle]  # whatever was there, nothing of it is left
+    assert np.array_equal(np.asarray(BlankMiddle(0.5)(Image.fromarray(other))), blanked)
+    assert (np.asarray(BlankMiddle(0.999)(Image.fromarray(pixels[:2, :2]))) == pixels[:2, :2]).any()

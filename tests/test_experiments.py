@@ -43,7 +43,7 @@ def leave(name, strength, seeds=(0, 1, 2)):
     folder = experiments.folder_of(name)
     folder.mkdir(parents=True)
     command = experiments.command(name)
-    about = {"date": "2026-01-01", "commit": "abc", "whole_minutes": 1.0, "command": command}
+    about = {"date": "2026-01-01", "commit": "abc", "minutes": 1.0, "whole_minutes": 1.0, "command": command}
     (folder / "metrics.json").write_text(json.dumps(about))
     targets = np.repeat([0, 1, 2], [40, 120, 30])
     tables = []
