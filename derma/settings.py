@@ -9,12 +9,12 @@ PREFIX = "DERMA_"
 # Of either notebook: `make run` hands the same environment to both. A test compares it with the notebooks.
 EVERY = frozenset(
     {
-        "ablation_epochs", "accumulate", "augmentation", "augmented_views", "balance", "batch_size", "batchnorm",
-        "blank", "channels", "code", "compile", "data", "drop_leaks", "dropout", "ema", "epochs", "evaluate", "extra",
-        "folds", "frozen", "head_layers", "image_size", "keep", "kept_epoch", "label_smoothing", "learning_rate",
-        "lr_backbone", "lr_head", "model", "neighbours", "patience", "perplexity", "pooled_layers", "precision",
-        "precompute", "results", "resume", "schedule", "seed", "seeds", "structure", "tta", "tuned_from",
-        "warmup_epochs", "weight_decay", "weights", "workers",
+        "ablation_epochs", "accumulate", "augmentation", "augmented_views", "average_head", "balance", "batch_size",
+        "batchnorm", "blank", "channels", "code", "compile", "data", "drop_leaks", "dropout", "ema", "epochs",
+        "evaluate", "extra", "folds", "frozen", "head_epochs", "head_layers", "image_size", "keep", "kept_epoch",
+        "label_smoothing", "learning_rate", "lr_backbone", "lr_head", "model", "neighbours", "patience", "perplexity",
+        "pooled_layers", "precision", "precompute", "results", "resume", "schedule", "seed", "seeds", "structure",
+        "tta", "tuned_from", "warmup_epochs", "weight_decay", "weights", "workers",
     }
 )  # fmt: skip
 

@@ -17,6 +17,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from conftest import ROOT
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
@@ -29,6 +31,7 @@ from derma.sample import draw_picture
 from derma.scoring import score
 from derma.settings import EVERY
 from derma.tables import join, read_table
+from derma.training import save_weights
 
 CLASSIFICATION, STRUCTURE = "skin_lesion_classification.ipynb", "dataset_structure_visualization.ipynb"
 QUICK = {
@@ -287,6 +290,45 @@ assert not list(models.glob("features*"))
 )
 def test_what_is_kept_may_see_new_views_in_each_epoch(run, settings):
     run(then=KEPT_FIRST, precompute="false", drop_leaks="false", epochs=2, kept_epoch="last", **settings)
+
+
+HEAD_FIRST = """
+from derma.training import load_weights
+for number, (run, head) in enumerate(zip(runs, first_heads)):
+    features, labels = held_out_features(run).tensors
+    with torch.inference_mode():
+        alone = torch.stack([head(view).softmax(1) for view in features.unbind(1)]).mean(0).double().numpy()
+    before = make_classifier(run.seed)
+    assert not any(torch.equal(value, head.state_dict()[name]) for name, value in before.head.state_dict().items())
+    pictures = torch.stack([picture for picture, _ in Subset(pool, run.held_out.tolist())])
+    with torch.inference_mode():
+        seen = [before.eval().features(to_input(view)) for view in views(pictures)]
+        after = [classifiers[number].eval()(to_input(view)).softmax(1) for view in views(pictures)]
+    assert torch.allclose(torch.stack(seen, dim=1), features, atol=1e-4)
+    after = torch.stack(after).mean(0).double().numpy()
+    assert np.abs(after - alone).max() > 1e-3  # it went on from there
+    assert np.allclose(by_seed[0][np.searchsorted(held_out, run.held_out)], (alone + after) / 2, atol=1e-5)
+    saved = torch.nn.Sequential(*head)
+    load_weights(saved, models / f"first_head-{number}.safetensors")
+picture = load_square(paths[0], cfg.image_size)
+assert np.allclose(classify(paths[0]), probabilities[0], atol=1e-5)
+rates = [group["lr"] for group in parameter_groups(classifiers[0])]
+assert rates == [cfg.lr_backbone, cfg.lr_backbone]
+cfg.lr_backbone, cfg.epochs = 1e-12, 1  # a training that changes nothing begins with the head, and ends with it
+classifier, _ = train(0)
+for name, value in first_heads[0].state_dict().items():
+    assert torch.allclose(classifier.head.state_dict()[name], value, atol=1e-6), name
+print("head first")
+"""
+
+
+def test_a_head_trained_first_is_what_the_network_begins_with_and_is_averaged_with(run, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.safetensors"
+    save_weights(torchvision.models.get_model(QUICK["model"]), weights)
+    settings = {"weights": weights, "head_epochs": 3, "average_head": "true", "folds": 2, "tta": "true"}
+    settings |= {"drop_leaks": "false", "lr_backbone": 1e-2, "batchnorm": "frozen", "epochs": 1, "kept_epoch": "last"}
+    assert "head first" in run(then=HEAD_FIRST, **settings).text
 
 
 POOLED = """
@@ -610,6 +652,12 @@ BAD_SETTINGS = [
         {"augmented_views": "2", "frozen": "true", "precompute": "false"},
         "DERMA_AUGMENTED_VIEWS is '2': Value error, where nothing is computed once, each epoch",
     ),
+    ({"head_epochs": "2"}, "DERMA_HEAD_EPOCHS is '2': Value error, only a pretrained backbone that is trained"),
+    (
+        {"head_epochs": "2", "weights": "some.safetensors", "tuned_from": "stage4"},
+        "DERMA_HEAD_EPOCHS is '2': Value error, of maps computed once the head cannot be trained first",
+    ),
+    ({"average_head": "true"}, "DERMA_AVERAGE_HEAD is 'true': Value error, no head is trained first; set DERMA_HEAD"),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
     ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),
