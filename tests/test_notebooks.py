@@ -323,11 +323,17 @@ print("head first")
 """
 
 
-def test_a_head_trained_first_is_what_the_network_begins_with_and_is_averaged_with(run, tmp_path):
+@pytest.fixture
+def random_weights(tmp_path):
+    """Return a file as of a pretrained network, which has learnt nothing."""
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
     save_weights(torchvision.models.get_model(QUICK["model"]), weights)
-    settings = {"weights": weights, "head_epochs": 3, "average_head": "true", "folds": 2, "tta": "true"}
+    return weights
+
+
+def test_a_head_trained_first_is_what_the_network_begins_with_and_is_averaged_with(run, random_weights):
+    settings = {"weights": random_weights, "head_epochs": 3, "average_head": "true", "folds": 2, "tta": "true"}
     settings |= {"drop_leaks": "false", "lr_backbone": 1e-2, "batchnorm": "frozen", "epochs": 1, "kept_epoch": "last"}
     assert "head first" in run(then=HEAD_FIRST, **settings).text
 
@@ -391,10 +397,16 @@ def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(run, da
     assert not list(models.glob("checkpoint*"))
 
 
-def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_without_training(run, data_folder):
+@pytest.mark.parametrize("head_first", [False, True])
+def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_without_training(
+    run, data_folder, random_weights, head_first
+):
     settings = {"data": data_folder, "epochs": 2, "kept_epoch": "last", "drop_leaks": "false", "tta": "false"}
+    if head_first:
+        settings |= {"weights": random_weights, "head_epochs": 2, "average_head": "true", "pooled_layers": "stage2"}
     _, _, text, root = run(evaluate="held_out", **settings)
     models = root / "models" / "tiny"
+    assert len(list(models.glob("features-*"))) == head_first and not list(models.glob("features-test-*"))
     held = pd.read_csv(models / "held_out.csv")
     predicted = pd.read_csv(root / "results.csv").set_index("Id")["task_1"]
     assert sorted(predicted.index) == sorted(held["Id"]) and not any("/test/" in name for name in predicted.index)
@@ -405,6 +417,8 @@ def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_witho
     assert not list((root / "images" / "tiny").glob("*.png"))  # those of the published run stay
     _, _, text, _ = run(evaluate="test", **settings)
     assert "Resumed after epoch 2." in text and (models / "history.csv").read_bytes() == trained
+    assert ("alone" in text) == head_first == ("heads" in json.loads((models / "metrics.json").read_text())["by_part"])
+    assert pd.read_csv(models / "held_out.csv").equals(held)
     assert all("/test/" in name for name in pd.read_csv(root / "results.csv")["Id"])
     assert not list(models.glob("checkpoint*"))
 
