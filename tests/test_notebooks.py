@@ -884,3 +884,13 @@ def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
     assert (own.model, own.folds, own.kept_epoch) == ("resnet50", 0, "best")
     challenge = settings(data=tmp_path / "isic2017", epochs=30)
     assert (challenge.model, challenge.folds, challenge.kept_epoch, challenge.epochs) == ("densenet169", 5, "last", 30)
+    assert (challenge.head_epochs, challenge.average_head, challenge.pooled_layers.count(",")) == (8, True, 2)
+    for given in ({"frozen": "true"}, {"frozen": "false", "tuned_from": "features.denseblock4"}):
+        part = settings(**given)  # what was chosen for the whole network does not get into the way of others
+        assert (part.head_epochs, part.average_head, part.pooled_layers) == (0, False, ""), given
+    monkeypatch.delenv("DERMA_FROZEN")
+    monkeypatch.delenv("DERMA_TUNED_FROM")
+    monkeypatch.delenv("DERMA_EPOCHS")
+    assert settings().epochs == 5 and settings(weights="none").head_epochs == 0
+    other = settings(weights="imagenet", model="resnet50")
+    assert (other.folds, other.epochs, other.pooled_layers) == (5, 8, "")
