@@ -167,12 +167,9 @@ def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
     if test:  # from the checkpoints
         execute(own | {"DERMA_EVALUATE": "test"}, kept / "test")
         shutil.copy(made / "metrics.json", kept / "test")
-    for old in [
-        *made.glob("*checkpoint*"),
-        *made.glob("best-*"),
-        *made.glob("first_head-*"),
-    ]:  # gigabytes, and held_out.csv is what was wanted
-        old.unlink()
+    for pattern in ("*checkpoint*", "best-*", "first_head-*"):  # gigabytes, and held_out.csv is what was wanted
+        for old in made.glob(pattern):
+            old.unlink()
 
 
 def predictions(name: str) -> pd.DataFrame:
