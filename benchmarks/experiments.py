@@ -47,7 +47,9 @@ PART = {
     "model": "densenet169", "tuned_from": "features.denseblock4", "augmented_views": 4, "image_size": 224, "epochs": 2,
 }  # fmt: skip
 LARGE = {"model": "densenet169", "image_size": 192, "epochs": 8, "seeds": 1}  # 90 minutes on two cores for each seed
-HEAD_FIRST = LARGE | {"epochs": 5, "pooled_layers": BLOCKS, "head_epochs": 8, "average_head": True}
+HEADS = {"pooled_layers": BLOCKS, "head_epochs": 8, "average_head": True}
+HEAD_FIRST = LARGE | {"epochs": 5} | HEADS
+HEADS_BESIDE = HEADS | {"start_from_head": False}
 RESAMPLES = 2000
 
 
@@ -92,6 +94,11 @@ EXPERIMENTS = {
     "tuned in part, balanced sampling": Experiment(PART | {"balance": "sampling"}, "tuned in part"),
     "tuned in part, average of weights": Experiment(PART | {"ema": 0.99}, "tuned in part"),
     "tuned DenseNet169": Experiment(LARGE),
+    "tuned DenseNet169, one view": Experiment(LARGE | {"tta": False}, "tuned DenseNet169"),
+    "tuned DenseNet169, answers at 224 px": Experiment(LARGE | {"test_size": 224}, "tuned DenseNet169"),
+    "tuned DenseNet169, answers at 224 px, with heads": Experiment(
+        LARGE | {"test_size": 224} | HEADS_BESIDE, "tuned DenseNet169, answers at 224 px"
+    ),
     "tuned DenseNet169, head first": Experiment(HEAD_FIRST),
 }
 
@@ -121,6 +128,16 @@ def folder_of(name: str) -> Path:
     return KEPT / name.replace(", ", "-").replace(" ", "-")
 
 
+def networks_of(name: str) -> dict:
+    """Return what an experiment's networks depend on; experiments that have it in common share what was trained."""
+    settings = COMMON | EXPERIMENTS[name].settings
+    heads_first = settings.get("head_epochs") and settings.get("start_from_head", True)
+    if settings.get("frozen") or settings.get("tuned_from") or heads_first:
+        return settings
+    apart = {"tta", "test_size", *(HEADS_BESIDE if settings.get("head_epochs") else ())}
+    return {key: value for key, value in settings.items() if key not in apart}
+
+
 def on_file(name: str) -> bool:
     """Return whether an experiment was made on this machine, by the command that it has today."""
     file = folder_of(name) / "metrics.json"
@@ -147,8 +164,11 @@ def current_commit() -> str:
     return commit + ("-dirty" if changed else "")
 
 
-def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
-    """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped."""
+def run(name: str, data: str, weights: str | None, test: bool = False, keep: bool = False) -> None:
+    """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped.
+
+    With ``keep`` the networks stay for the next experiment, which has the same.
+    """
     own, made, kept = variables(name, data, weights), ROOT / "models" / Path(data).name, folder_of(name)
     for old in (made / "held_out.csv", made / "metrics.json"):
         old.unlink(missing_ok=True)
@@ -168,7 +188,7 @@ def run(name: str, data: str, weights: str | None, test: bool = False) -> None:
         execute(own | {"DERMA_EVALUATE": "test"}, kept / "test")
         shutil.copy(made / "metrics.json", kept / "test")
     for pattern in ("*checkpoint*", "best-*", "first_head-*"):  # gigabytes, and held_out.csv is what was wanted
-        for old in made.glob(pattern):
+        for old in [] if keep else made.glob(pattern):
             old.unlink()
 
 
@@ -288,9 +308,10 @@ def main() -> None:
         print(*(f"{name}: {command(name)}" for name in EXPERIMENTS), sep="\n")
         return
     names = options.names or [name for name in EXPERIMENTS if not on_file(name)]
-    for name in [] if options.differences else names:
+    for name, following in [] if options.differences else zip(names, [*names[1:], None], strict=True):
         print(f"{name} ...", flush=True)
-        run(name, options.data, options.weights, options.test)
+        keep = following is not None and networks_of(following) == networks_of(name)
+        run(name, options.data, options.weights, options.test, keep)
         write_table()
     shown = write_table()
     print(shown.filter(regex="^experiment$|^(cv|test)_auc_.$|^difference_3").to_string(index=False))

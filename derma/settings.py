@@ -13,8 +13,8 @@ EVERY = frozenset(
         "batchnorm", "blank", "channels", "code", "compile", "data", "drop_leaks", "dropout", "ema", "epochs",
         "evaluate", "extra", "folds", "frozen", "head_epochs", "head_layers", "image_size", "keep", "kept_epoch",
         "label_smoothing", "learning_rate", "lr_backbone", "lr_head", "model", "neighbours", "patience", "perplexity",
-        "pooled_layers", "precision", "precompute", "results", "resume", "schedule", "seed", "seeds", "structure",
-        "tta", "tuned_from", "warmup_epochs", "weight_decay", "weights", "workers",
+        "pooled_layers", "precision", "precompute", "results", "resume", "schedule", "seed", "seeds", "start_from_head",
+        "structure", "test_size", "tta", "tuned_from", "warmup_epochs", "weight_decay", "weights", "workers",
     }
 )  # fmt: skip
 

@@ -24,7 +24,18 @@ def test_each_experiment_differs_in_one_thing_from_what_it_is_compared_with():
         if against is not None:
             other = experiments.EXPERIMENTS[against].settings
             changed = {key for key in {*settings, *other} if settings.get(key) != other.get(key)}
+            heads = set(experiments.HEADS_BESIDE)  # to train heads and to average them is one thing
+            changed = changed - heads | {"heads"} if heads <= changed else changed
             assert len(changed - {"batch_size"}) == 1, name
+
+
+def test_experiments_that_answer_differently_share_their_networks_and_no_others_do():
+    networks, name = experiments.networks_of, "tuned DenseNet169"
+    beside = [f"{name}, one view", f"{name}, answers at 224 px", f"{name}, answers at 224 px, with heads"]
+    assert all(networks(other) == networks(name) for other in beside)
+    assert networks(f"{name}, head first") != networks(name)
+    assert networks("one view") != networks("frozen, two layers")  # what heads learn from has other views
+    assert networks("frozen, pooled layers") != networks("frozen")
 
 
 def test_the_published_rows_are_those_of_their_commands():

@@ -338,6 +338,37 @@ def test_a_head_trained_first_is_what_the_network_begins_with_and_is_averaged_wi
     assert "head first" in run(then=HEAD_FIRST, **settings).text
 
 
+BESIDE = """
+for number, run in enumerate(runs):
+    classifier, head = classifiers[number], first_heads[number]
+    assert classifier.pooled_layers == [] and not isinstance(classifier.head[0], nn.BatchNorm1d)
+    last = encoder.backbone(torch.zeros(1, 3, 32, 32))
+    assert isinstance(head[0], nn.BatchNorm1d) and head[0].num_features > last.shape[1]
+    squares = [torch.stack([pool[i][0] for i in run.held_out])]
+    assert squares[0].shape[1:] == (3, 48, 48)
+    squares += [squares[0].flip(3)]
+    squares = [torch.rot90(square, turns, (2, 3)) for square in squares for turns in range(4)]
+    with torch.inference_mode():
+        whole = np.mean([classifier.eval()(to_input(square)).softmax(1).numpy() for square in squares], axis=0)
+        alone = [head(encoder.eval().features(to_input(square))).softmax(1).numpy() for square in squares]
+    expected = (whole + np.mean(alone, axis=0)) / 2
+    assert np.allclose(by_seed[0][np.searchsorted(held_out, run.held_out)], expected, atol=1e-4)
+assert np.allclose(classify(paths[0]), probabilities[0], atol=1e-4)
+assert test_folder[0][0].shape == (3, 48, 48) and plain[0][0].shape == (3, 32, 32)
+print("beside")
+"""
+
+
+def test_heads_may_stand_beside_networks_that_know_nothing_of_them_and_answer_at_another_size(run, random_weights):
+    settings = {"weights": random_weights, "folds": 2, "drop_leaks": "false", "epochs": 1, "kept_epoch": "last"}
+    _, _, _, root = run(evaluate="held_out", tta="false", **settings)
+    trained = (root / "models" / "tiny" / "history.csv").read_bytes()
+    settings |= {"head_epochs": 2, "average_head": "true", "start_from_head": "false", "pooled_layers": "stage2"}
+    text = run(then=BESIDE, evaluate="test", tta="true", test_size=48, **settings).text
+    assert "beside" in text and text.count("Resumed after epoch 1.") == 2  # they are the same networks
+    assert (root / "models" / "tiny" / "history.csv").read_bytes() == trained
+
+
 POOLED = """
 pictures = torch.stack([picture for picture, _ in test_folder])
 with torch.inference_mode():
@@ -678,6 +709,11 @@ BAD_SETTINGS = [
         "DERMA_HEAD_EPOCHS is '2': Value error, of maps computed once the head cannot be trained first",
     ),
     ({"average_head": "true"}, "DERMA_AVERAGE_HEAD is 'true': Value error, no head is trained first; set DERMA_HEAD"),
+    (
+        {"start_from_head": "false"},
+        "DERMA_START_FROM_HEAD is 'false': Value error, the heads trained first would be of no use; set DERMA_AVERAGE",
+    ),
+    ({"test_size": "48", "tuned_from": "stage4"}, "DERMA_TEST_SIZE is '48': Value error, maps computed once have one"),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
     ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),
