@@ -164,10 +164,18 @@ def current_commit() -> str:
     return commit + ("-dirty" if changed else "")
 
 
-def run(name: str, data: str, weights: str | None, test: bool = False, keep: bool = False) -> None:
+def run(
+    name: str, data: str, weights: str | None, test: bool = False, shared: bool = False, keep: bool = False
+) -> None:
     """Execute the notebook; keep what it has left. An interrupted one goes on where it stopped.
 
-    With ``keep`` the networks stay for the next experiment, which has the same.
+    Args:
+        name: of the experiment.
+        data: the data folder.
+        weights: a folder of weights files, or None for torchvision's.
+        test: let the networks answer for the test split too.
+        shared: they were trained by the experiment before.
+        keep: let them stay for the next experiment, which has the same.
     """
     own, made, kept = variables(name, data, weights), ROOT / "models" / Path(data).name, folder_of(name)
     for old in (made / "held_out.csv", made / "metrics.json"):
@@ -179,7 +187,7 @@ def run(name: str, data: str, weights: str | None, test: bool = False, keep: boo
         "command": command(name),
         "commit": commit,
         # Of one that was interrupted only the rest was timed: then at least what its epochs took.
-        "whole_minutes": max(about["minutes"], (time.perf_counter() - started) / 60),
+        "whole_minutes": max(about["minutes"], about["minutes"] * shared + (time.perf_counter() - started) / 60),
     }
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):
@@ -187,7 +195,12 @@ def run(name: str, data: str, weights: str | None, test: bool = False, keep: boo
     if test:  # from the checkpoints
         execute(own | {"DERMA_EVALUATE": "test"}, kept / "test")
         shutil.copy(made / "metrics.json", kept / "test")
-    for pattern in ("*checkpoint*", "best-*", "first_head-*"):  # gigabytes, and held_out.csv is what was wanted
+    for pattern in (
+        "*checkpoint*",
+        "answers-*",
+        "best-*",
+        "first_head-*",
+    ):  # gigabytes, and held_out.csv is what was wanted
         for old in [] if keep else made.glob(pattern):
             old.unlink()
 
@@ -308,10 +321,12 @@ def main() -> None:
         print(*(f"{name}: {command(name)}" for name in EXPERIMENTS), sep="\n")
         return
     names = options.names or [name for name in EXPERIMENTS if not on_file(name)]
+    shared = False
     for name, following in [] if options.differences else zip(names, [*names[1:], None], strict=True):
         print(f"{name} ...", flush=True)
         keep = following is not None and networks_of(following) == networks_of(name)
-        run(name, options.data, options.weights, options.test, keep)
+        run(name, options.data, options.weights, options.test, shared, keep)
+        shared = keep
         write_table()
     shown = write_table()
     print(shown.filter(regex="^experiment$|^(cv|test)_auc_.$|^difference_3").to_string(index=False))

@@ -281,6 +281,12 @@ def _digest(about: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return a hash of a network's weights and statistics: equal for equal ones, on whatever device they lie."""
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    return _digest(json.dumps(sorted(state)), state)
+
+
 def restore(part: object, state: dict) -> None:
     """Load a state into a network, an optimizer or whatever else has ``load_state_dict``.
 

@@ -369,6 +369,15 @@ def test_heads_may_stand_beside_networks_that_know_nothing_of_them_and_answer_at
     assert (root / "models" / "tiny" / "history.csv").read_bytes() == trained
 
 
+def test_a_network_that_goes_on_from_a_head_is_another_where_the_head_learnt_from_other_features(run, random_weights):
+    settings = {"weights": random_weights, "head_epochs": 2, "drop_leaks": "false", "epochs": 1, "evaluate": "held_out"}
+    run(tta="false", **settings)
+    for other in ({"tta": "true"}, {"tta": "false", "test_size": 48}):
+        text = run(**other, **settings).text
+        assert "of other settings" in text and "Resumed" not in text
+    assert "Resumed after epoch 1." in run(tta="false", **settings).text
+
+
 POOLED = """
 pictures = torch.stack([picture for picture, _ in test_folder])
 with torch.inference_mode():
@@ -412,6 +421,14 @@ assert np.allclose(valid_probabilities, (first + second) / 2)
 assert list(table["Id"]) == pool.ids * 2 and list(table["truth"]) == [CLASSES[target] for target in pool.targets] * 2
 single = [answers_of(classifier, test)[:, 0] for classifier in classifiers]
 assert np.allclose(pd.read_csv(cfg.results)["task_1"], np.mean(single, axis=0), atol=2e-6)
+before = kept_answers(0, test, test_folder.samples)
+assert np.allclose(before, answers_of(classifiers[0], test))
+with torch.no_grad():
+    classifiers[0].head[-1].bias[0] += 1
+after = kept_answers(0, test, test_folder.samples)
+assert (after[:, 0] > before[:, 0]).all()  # of another network, anew
+answers_of = None
+assert np.array_equal(kept_answers(0, test, test_folder.samples), after)
 """
 
 
@@ -442,6 +459,7 @@ def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_witho
     predicted = pd.read_csv(root / "results.csv").set_index("Id")["task_1"]
     assert sorted(predicted.index) == sorted(held["Id"]) and not any("/test/" in name for name in predicted.index)
     assert predicted[held["Id"]].to_numpy() == pytest.approx(held["melanoma"].to_numpy(), abs=2e-6)
+    assert len(list(models.glob("answers-*"))) == 1
     trained = (models / "history.csv").read_bytes()
     kept = json.loads((models / "metrics.json").read_text())["kept"]
     assert [row["epoch"] for row in kept] == [2]
@@ -451,7 +469,7 @@ def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_witho
     assert ("alone" in text) == head_first == ("heads" in json.loads((models / "metrics.json").read_text())["by_part"])
     assert pd.read_csv(models / "held_out.csv").equals(held)
     assert all("/test/" in name for name in pd.read_csv(root / "results.csv")["Id"])
-    assert not list(models.glob("checkpoint*"))
+    assert not list(models.glob("checkpoint*")) + list(models.glob("answers-*"))
 
 
 CHOICES = """
@@ -713,7 +731,7 @@ BAD_SETTINGS = [
         {"start_from_head": "false"},
         "DERMA_START_FROM_HEAD is 'false': Value error, the heads trained first would be of no use; set DERMA_AVERAGE",
     ),
-    ({"test_size": "48", "tuned_from": "stage4"}, "DERMA_TEST_SIZE is '48': Value error, maps computed once have one"),
+    ({"test_size": "48", "frozen": "true"}, "DERMA_TEST_SIZE is '48': Value error, what is computed once has one size"),
     ({"folds": "1"}, "DERMA_FOLDS is '1': Value error, one fold would leave nothing to learn from"),
     ({"folds": "9"}, "9 folds are too many: one of them lacks a class; set DERMA_FOLDS lower."),
     ({"compile": "true"}, "DERMA_COMPILE is 'true': Input should be 'no', 'eager' or 'inductor'."),

@@ -199,6 +199,18 @@ def assert_same(one, other):
         assert one == other
 
 
+def test_equal_weights_have_one_digest_and_any_change_another():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    first = training.weights_digest(network)
+    assert training.weights_digest(network.to(memory_format=torch.channels_last)) == first
+    network[1].running_mean[2] += 1e-6
+    assert training.weights_digest(network) != first
+    network[1].running_mean[2] = 0
+    assert training.weights_digest(network) == first
+    assert training.weights_digest(nn.ModuleDict({"a": network[0], "b": network[1]})) != first
+
+
 def test_a_checkpoint_gives_back_what_it_was_given(tmp_path):
     state = some_state()
     Checkpoints(tmp_path, {"seed": 0}).save(3, state)
