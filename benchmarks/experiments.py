@@ -95,9 +95,9 @@ EXPERIMENTS = {
     "tuned in part, average of weights": Experiment(PART | {"ema": 0.99}, "tuned in part"),
     "tuned DenseNet169": Experiment(LARGE),
     "tuned DenseNet169, one view": Experiment(LARGE | {"tta": False}, "tuned DenseNet169"),
-    "tuned DenseNet169, answers at 224 px": Experiment(LARGE | {"test_size": 224}, "tuned DenseNet169"),
-    "tuned DenseNet169, answers at 224 px, with heads": Experiment(
-        LARGE | {"test_size": 224} | HEADS_BESIDE, "tuned DenseNet169, answers at 224 px"
+    "tuned DenseNet169, answers at 240 px": Experiment(LARGE | {"test_size": 240}, "tuned DenseNet169"),
+    "tuned DenseNet169, answers at 240 px, with heads": Experiment(
+        LARGE | {"test_size": 240} | HEADS_BESIDE, "tuned DenseNet169, answers at 240 px"
     ),
     "tuned DenseNet169, head first": Experiment(HEAD_FIRST),
 }

@@ -32,7 +32,7 @@ def test_each_experiment_differs_in_one_thing_from_what_it_is_compared_with():
 
 def test_experiments_that_answer_differently_share_their_networks_and_no_others_do():
     networks, name = experiments.networks_of, "tuned DenseNet169"
-    beside = [f"{name}, one view", f"{name}, answers at 224 px", f"{name}, answers at 224 px, with heads"]
+    beside = [f"{name}, one view", f"{name}, answers at 240 px", f"{name}, answers at 240 px, with heads"]
     assert all(networks(other) == networks(name) for other in beside)
     others = set(experiments.EXPERIMENTS) - set(beside)
     equal = [pair for pair in itertools.combinations(others, 2) if networks(pair[0]) == networks(pair[1])]
