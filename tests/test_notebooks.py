@@ -939,12 +939,17 @@ def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
     challenge = settings(data=tmp_path / "isic2017", epochs=30)
     assert (challenge.model, challenge.folds, challenge.kept_epoch, challenge.epochs) == ("densenet169", 5, "last", 30)
     assert (challenge.head_epochs, challenge.average_head, challenge.pooled_layers.count(",")) == (8, True, 2)
+    assert (challenge.start_from_head, challenge.image_size, challenge.test_size) == (False, 192, 240)
     for given in ({"frozen": "true"}, {"frozen": "false", "tuned_from": "features.denseblock4"}):
         part = settings(**given)  # what was chosen for the whole network does not get into the way of others
-        assert (part.head_epochs, part.average_head, part.pooled_layers) == (0, False, ""), given
+        assert (part.head_epochs, part.average_head, part.pooled_layers, part.test_size) == (0, False, "", None), given
     monkeypatch.delenv("DERMA_FROZEN")
     monkeypatch.delenv("DERMA_TUNED_FROM")
     monkeypatch.delenv("DERMA_EPOCHS")
-    assert settings().epochs == 5 and settings(weights="none").head_epochs == 0
+    assert settings().epochs == 8 and settings(weights="none").head_epochs == 0
+    started = settings(weights="imagenet", start_from_head="true", average_head="true")  # as the preset has heads
+    assert (started.start_from_head, started.average_head, started.head_epochs) == (True, True, 8)
+    monkeypatch.delenv("DERMA_AVERAGE_HEAD")
+    monkeypatch.delenv("DERMA_START_FROM_HEAD")
     other = settings(weights="imagenet", model="resnet50")
     assert (other.folds, other.epochs, other.pooled_layers) == (5, 8, "")
