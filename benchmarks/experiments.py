@@ -3,7 +3,7 @@
     python benchmarks/experiments.py data/isic2017 --list
     python benchmarks/experiments.py data/isic2017 --weights FOLDER      # all that are not yet on file
     python benchmarks/experiments.py data/isic2017 --names frozen "frozen, two layers"
-    python benchmarks/experiments.py data/isic2017 --weights FOLDER --names "tuned DenseNet169, head first" --test
+    python benchmarks/experiments.py data/isic2017 --test --names "tuned DenseNet169, answers at 240 px, with heads"
     python benchmarks/experiments.py --differences                       # from what is on file; nothing is trained
 
 Each experiment is one execution of skin_lesion_classification.ipynb with DERMA_EVALUATE=held_out: train and valid

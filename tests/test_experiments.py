@@ -126,6 +126,11 @@ def test_the_chosen_one_alone_has_scores_on_the_test_split(tmp_path, monkeypatch
     experiments.run("tuned DenseNet169", "data/isic2017", None, test=True)
     assert evaluated == ["held_out", "test"]
     assert not list((tmp_path / "models" / "isic2017").glob("checkpoint*"))
+    experiments.run("tuned DenseNet169, one view", "data/isic2017", None, shared=True, keep=True)
+    assert list((tmp_path / "models" / "isic2017").glob("checkpoint*"))  # and what they took counts here too
+    about = json.loads((experiments.folder_of("tuned DenseNet169, one view") / "metrics.json").read_text())
+    assert about["whole_minutes"] > about["minutes"] == 1.0
+    shutil.rmtree(experiments.folder_of("tuned DenseNet169, one view"))
     names = ["tuned DenseNet169", "tuned DenseNet169, one view", "frozen, two layers"]
     kept = []
     with monkeypatch.context() as patch:

@@ -429,6 +429,23 @@ after = kept_answers(0, test, test_folder.samples)
 assert (after[:, 0] > before[:, 0]).all()  # of another network, anew
 answers_of = None
 assert np.array_equal(kept_answers(0, test, test_folder.samples), after)
+
+
+def computed_anew(samples):
+    try:
+        kept_answers(0, test, samples)
+    except TypeError:  # as there is nothing to compute with
+        return True
+
+
+assert computed_anew(test_folder.samples[1:])
+answer_size += 8
+assert computed_anew(test_folder.samples)
+answer_size -= 8
+cfg.tta = not cfg.tta
+assert computed_anew(test_folder.samples)
+cfg.tta = not cfg.tta
+assert not computed_anew(test_folder.samples)
 """
 
 
@@ -838,7 +855,8 @@ def test_the_names_of_all_settings_are_known():
         code = next(
             cell.source for cell in nbformat.read(notebook, as_version=4).cells if "class Settings" in cell.source
         )
-        fields |= set(re.findall(r"^    (\w+): ", code[code.index("class Settings") :], flags=re.MULTILINE))
+        code = code[re.search(r"^class \w+\(BaseSettings", code, flags=re.MULTILINE).start() :]
+        fields |= set(re.findall(r"^    (\w+): ", code, flags=re.MULTILINE))
     assert fields == EVERY
 
 
@@ -947,6 +965,13 @@ def test_a_preset_fills_in_what_is_not_given(monkeypatch, tmp_path):
     monkeypatch.delenv("DERMA_TUNED_FROM")
     monkeypatch.delenv("DERMA_EPOCHS")
     assert settings().epochs == 8 and settings(weights="none").head_epochs == 0
+    former = settings(weights="imagenet", test_size=192, average_head="false")
+    assert (former.head_epochs, former.pooled_layers, former.start_from_head, former.test_size) == (0, "", True, 192)
+    assert settings(head_epochs=0, start_from_head="true", test_size=200).test_size == 200
+    monkeypatch.delenv("DERMA_TEST_SIZE")
+    monkeypatch.delenv("DERMA_HEAD_EPOCHS")
+    assert settings(image_size=128).test_size is None  # 240 belongs to 192
+    monkeypatch.delenv("DERMA_IMAGE_SIZE")
     started = settings(weights="imagenet", start_from_head="true", average_head="true")  # as the preset has heads
     assert (started.start_from_head, started.average_head, started.head_epochs) == (True, True, 8)
     monkeypatch.delenv("DERMA_AVERAGE_HEAD")
