@@ -157,10 +157,12 @@ def execute(own: dict[str, str], folder: Path) -> None:
 
 
 def current_commit() -> str:
-    """Return the commit, with ``-dirty`` where a file has been changed since, but for the table itself."""
+    """Return the commit, with ``-dirty`` where a file has been changed since, but for the table itself and figures."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.check_output([*git, "rev-parse", "--short=7", "HEAD"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "-uno", "--", ".", f":!{TABLE.name}"], text=True)
+    changed = subprocess.check_output(
+        [*git, "status", "--porcelain", "-uno", "--", ".", f":!{TABLE.name}", ":!images"], text=True
+    )
     return commit + ("-dirty" if changed else "")
 
 
