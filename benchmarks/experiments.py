@@ -184,12 +184,13 @@ def run(
         old.unlink(missing_ok=True)
     started, commit = time.perf_counter(), current_commit()
     execute(own, kept)
+    elapsed = (time.perf_counter() - started) / 60
     about = json.loads((made / "metrics.json").read_text())
     about |= {
         "command": command(name),
         "commit": commit,
         # Of one that was interrupted only the rest was timed: then at least what its epochs took.
-        "whole_minutes": max(about["minutes"], about["minutes"] * shared + (time.perf_counter() - started) / 60),
+        "whole_minutes": max(about["minutes"], elapsed + (about["minutes"] if shared else 0)),
     }
     (kept / "metrics.json").write_text(json.dumps(about, indent=2) + "\n")
     for file in ("held_out.csv", "history.csv"):

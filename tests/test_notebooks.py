@@ -364,7 +364,9 @@ def test_heads_may_stand_beside_networks_that_know_nothing_of_them_and_answer_at
     _, _, _, root = run(evaluate="held_out", tta="false", **settings)
     trained = (root / "models" / "tiny" / "history.csv").read_bytes()
     settings |= {"head_epochs": 2, "average_head": "true", "start_from_head": "false", "pooled_layers": "stage2"}
+    others = set((root / "models" / "tiny").glob("answers-*"))  # in one view: they are not this run's to remove
     text = run(then=BESIDE, evaluate="test", tta="true", test_size=48, **settings).text
+    assert set((root / "models" / "tiny").glob("answers-*")) == others and len(others) == 2
     assert "beside" in text and text.count("Resumed after epoch 1.") == 2  # they are the same networks
     assert (root / "models" / "tiny" / "history.csv").read_bytes() == trained
 
