@@ -434,6 +434,37 @@ def ensemble(tables: list[pd.DataFrame], by_rank: bool = False) -> pd.DataFrame:
 # --- thresholds ------------------------------------------------------------------------------------------------------
 
 
+def averaging_gain(
+    targets: np.ndarray, probabilities: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Comparison:
+    """Compare the average of several models' probabilities with what these models reach alone, on average.
+
+    Args:
+        targets: (N,) classes, 0 to 2 in the order of :data:`derma.dataset.CLASSES`.
+        probabilities: (models, N, 3), in [0, 1].
+        resamples: of the pictures, within each class.
+        seed: of the resampling.
+
+    Returns:
+        The difference of mean AUCs with its interval, which says what other pictures might give, not other models;
+        NaN (with scikit-learn's warning) where melanoma or keratosis is missing.
+    """
+    stacked = np.concatenate([probabilities, np.mean(probabilities, axis=0, keepdims=True)])
+    means = np.array([mean_auc(targets, each) for each in stacked])
+    found = float(means[-1] - means[:-1].mean())
+    if np.isnan(found):
+        return Comparison(Estimate(found, found, found), found)
+    columns = {
+        f"{model}/task_{task}": each[:, column]
+        for model, each in enumerate(stacked)
+        for task, column in ((1, 0), (2, 2))
+    }
+    truth = {"true_1": (targets == 0).astype(float), "true_2": (targets == 2).astype(float)}
+    drawn = bootstrap_areas(pd.DataFrame(columns | truth), list(columns), resamples, seed)
+    drawn = drawn.reshape(resamples, len(stacked), 2).mean(2)
+    return bootstrap_test(found, drawn[:, -1] - drawn[:, :-1].mean(1))
+
+
 def wilson(successes: int, trials: int) -> Estimate:
     """Return a share with Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953)."""
     if trials == 0:

@@ -423,6 +423,7 @@ assert np.allclose(valid_probabilities, (first + second) / 2)
 assert list(table["Id"]) == pool.ids * 2 and list(table["truth"]) == [CLASSES[target] for target in pool.targets] * 2
 single = [answers_of(classifier, test)[:, 0] for classifier in classifiers]
 assert np.allclose(pd.read_csv(cfg.results)["task_1"], np.mean(single, axis=0), atol=2e-6)
+assert np.allclose(alone, [scoring.mean_auc(targets, answers_of(classifier, test)) for classifier in classifiers])
 before = kept_answers(0, test, test_folder.samples)
 assert np.allclose(before, answers_of(classifiers[0], test))
 with torch.no_grad():
@@ -457,8 +458,10 @@ def test_seeds_and_folds_are_averaged_and_every_picture_is_held_out_once(run, da
     twin.save(data_folder / "valid" / "melanoma" / "twin.jpg", quality=90)
     settings = {"folds": 2, "seeds": 2, "epochs": 1, "frozen": frozen, "tta": "false", "drop_leaks": "false"}
     _, _, text, root = run(data=data_folder, then=EXAMINED, **settings)
-    assert "Network 4 of 4: seed 1, fold 1" in text
+    assert "Network 4 of 4: seed 1, fold 1" in text and "Mean AUC of the 4 networks' average" in text
     models = root / "models" / "tiny"
+    metrics = json.loads((models / "metrics.json").read_text())
+    assert len(metrics["each_alone"]) == 4
     assert sorted(file.name for file in models.glob("best*")) == [f"best-{k}.safetensors" for k in range(4)]
     assert pd.read_csv(models / "history.csv")["run"].tolist() == [0, 1, 2, 3]
     assert not list(models.glob("checkpoint*"))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from MLstatkit import Delong_test
 from sklearn.calibration import calibration_curve
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import roc_auc_score
 
 from derma import scoring
@@ -219,6 +220,22 @@ def test_ensemble():
     ranks = ensemble([a, b], by_rank=True)
     assert ranks["task_1"].tolist() == pytest.approx([(0.5 + 2.5) / 6, (1.5 + 0.5) / 6, (2.5 + 1.5) / 6])
     assert ranks["task_2"].tolist() == pytest.approx([(1 + 0.5) / 6, (1 + 1.5) / 6, (2.5 + 2.5) / 6])
+
+
+def test_what_averaging_gains():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 3, 300)
+    logits = 1.5 * np.eye(3)[targets] + rng.normal(size=(4, 300, 3))
+    models = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    gain = scoring.averaging_gain(targets, models, resamples=500)
+    alone = np.mean([scoring.mean_auc(targets, each) for each in models])
+    assert gain.difference.value == pytest.approx(scoring.mean_auc(targets, models.mean(0)) - alone)
+    assert 0 < gain.difference.low < gain.difference.value < gain.difference.high and gain.p < 0.01
+    same = scoring.averaging_gain(targets, np.stack([models[0]] * 3), resamples=500)
+    assert [same.difference.low, same.difference.high] == pytest.approx([0, 0])
+    with pytest.warns(UndefinedMetricWarning):
+        missing = scoring.averaging_gain(np.minimum(targets, 1), models, resamples=500)
+    assert np.isnan(missing.difference.value) and np.isnan(missing.p)
 
 
 def test_rank_in_the_challenge():
