@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from derma.attributes import dark_corners, lesion_share
+from derma.attributes import dark_corners, lesion_share, scale_shown
 
 SKIN, LESION = (220, 180, 160), (110, 70, 60)
 
@@ -36,3 +36,28 @@ def test_dark_corners_are_those_of_a_round_field_and_no_lesion():
 def test_a_picture_without_contrast_has_no_lesion():
     assert lesion_share(Image.new("RGB", (64, 64), SKIN)) == 0
     assert lesion_share(Image.new("RGB", (64, 64))) == 0  # all of it dark
+
+
+def with_line(picture, ticks, angle, ink=(60, 50, 50)):
+    """Draw a line of 100 pixels below the lesion, with ticks every 10 if asked for; smooth, as a camera sees it."""
+    mask = Image.new("L", (1024, 1024))
+    pen, along = ImageDraw.Draw(mask), 4 * np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([along[1], -along[0]])
+    start = np.array([512, 800]) - 50 * along
+    pen.line([*start, *(start + 100 * along)], fill=255, width=7)
+    for place in range(0, 101, 10) if ticks else ():
+        pen.line([*(start + place * along), *(start + place * along + 7 * across)], fill=255, width=4)
+    picture.paste(ink, mask=mask.resize(picture.size, Image.Resampling.BOX))
+    return picture
+
+
+@pytest.mark.parametrize("ink", [(60, 50, 50), (170, 140, 125)])
+@pytest.mark.parametrize("angle", [0, 0.2, -0.5])
+def test_a_scale_is_a_straight_line_with_ticks(angle, ink):
+    assert scale_shown(with_line(drawn(30, side=256), True, angle, ink))
+    assert not scale_shown(with_line(drawn(30, side=256), False, angle, ink))
+    assert not scale_shown(drawn(30, side=256)) and not scale_shown(Image.new("RGB", (64, 64)))
+
+
+def test_a_scale_is_found_in_a_large_picture_too():
+    assert scale_shown(with_line(drawn(30, side=256), True, 0.1).resize((1024, 768), Image.Resampling.BICUBIC))
