@@ -54,6 +54,25 @@ def test_the_published_rows_are_those_of_their_commands():
         )
 
 
+def test_the_readme_and_the_notebook_show_the_rows_on_file():
+    readme, notebook = ((ROOT / name).read_text() for name in ("README.md", experiments.NOTEBOOK))
+    lines = "\n".join(
+        "".join(text) for cell in json.loads(notebook)["cells"] for out in cell.get("outputs", [])
+        if "text" in out for text in out["text"]
+    )  # fmt: skip
+    shown = [line.split() for line in lines.splitlines()]
+    rows = pd.read_csv(experiments.TABLE)
+    for row in rows.itertuples():
+        gain, low, high = row.difference_3, row.difference_3_low, row.difference_3_high
+        against = "" if np.isnan(gain) else f"{gain:+.3f} [{low:+.3f}, {high:+.3f}], {row.against}"
+        cells = [row.experiment, *(f"{value:.3f}" for value in (row.cv_auc_3, row.cv_auc_1, row.cv_auc_2)), against]
+        assert f"| {' | '.join(cells)} |" in readme
+        printed = [*row.experiment.split(), *cells[1:4], *("" if pd.isna(row.against) else row.against).split()]
+        assert printed + ([] if np.isnan(gain) else [f"{value:+.3f}" for value in (gain, low, high)]) in shown
+    table = readme[readme.index("| experiment | mean") :].split("\n\n")[0]
+    assert len(table.splitlines()) == 2 + len(rows)
+
+
 def test_what_is_published_of_the_pictures_held_out_follows_from_their_predictions():
     held = pd.read_csv(ROOT / "held_out.csv")
     joined = tables.join(
