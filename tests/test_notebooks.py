@@ -485,6 +485,7 @@ def test_experiments_never_see_the_test_split_and_the_chosen_one_is_scored_witho
     trained = (models / "history.csv").read_bytes()
     kept = json.loads((models / "metrics.json").read_text())["kept"]
     assert [row["epoch"] for row in kept] == [2]
+    (models / "history.csv").write_text("of a run with other settings in between")
     assert not list((root / "images" / "tiny").glob("*.png"))  # those of the published run stay
     _, _, text, _ = run(evaluate="test", **settings)
     assert "Resumed after epoch 2." in text and (models / "history.csv").read_bytes() == trained
