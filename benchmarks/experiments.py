@@ -7,11 +7,11 @@
     python benchmarks/experiments.py --differences                       # from what is on file; nothing is trained
 
 Each experiment is one execution of skin_lesion_classification.ipynb with DERMA_EVALUATE=held_out: train and valid
-together in five folds, pictures of one photograph in one fold, three seeds, the last epoch kept. Of the test split
-nothing is used but to leave out the training pictures that leak into it. A row's numbers come from the predictions for
-the pictures held out, which stay in models/experiments/; a row's command repeats it. With --test, which is for the one
-experiment that was chosen by these numbers, the networks then answer for the test split too, and the row says what that
-gave.
+together in five folds, pictures of one photograph in one fold, three seeds (one for large
+networks trained whole), the last epoch kept. Of the test split nothing is used but to leave out the training pictures
+that leak into it. A row's numbers come from the predictions for the pictures held out, which stay in
+models/experiments/; a row's command repeats it. With --test, which is for an experiment that was chosen by these
+numbers, the networks then answer for the test split too, and the row says what that gave.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ RESAMPLES = 2000
 
 
 class Experiment(NamedTuple):
-    """Settings beside :data:`COMMON`, and the name of the experiment from which they differ in one thing."""
+    """Settings beside :data:`COMMON`, and the name of the experiment from which they differ in one thing.
+
+    A frozen backbone is one thing with what suits it: larger batches, more epochs, features computed once and thus not
+    augmented, and more seeds, since they cost next to nothing.
+    """
 
     settings: dict
     against: str | None = None
@@ -86,9 +90,11 @@ EXPERIMENTS = {
     ),
     "one view, smaller rate": Experiment(ONE_VIEW | {"lr_head": 3e-4}, "one view"),
     "one view, constant rate": Experiment(ONE_VIEW | {"schedule": "constant"}, "one view"),
+    "one view, no warm-up": Experiment(ONE_VIEW | {"warmup_epochs": 0}, "one view"),
     "one view, no balance": Experiment(ONE_VIEW | {"balance": "none"}, "one view"),
     "one view, average of weights": Experiment(ONE_VIEW | {"ema": 0.99}, "one view"),
     "small": Experiment(SMALL),
+    "small, eight views": Experiment(SMALL | {"tta": True}, "small"),  # next to it, to share its networks
     "small, frozen": Experiment(SMALL | {"frozen": True, "batch_size": 256, "epochs": 30}, "small"),
     "small, tuned from layer4": Experiment(SMALL | {"tuned_from": "layer4", "precompute": False}, "small"),
     "small, no augmentation": Experiment(SMALL | {"augmentation": "none"}, "small"),
@@ -99,8 +105,7 @@ EXPERIMENTS = {
     "small, smaller rate": Experiment(SMALL | {"lr_backbone": 3e-5}, "small"),
     "small, balanced sampling": Experiment(SMALL | {"balance": "sampling"}, "small"),
     "small, average of weights": Experiment(SMALL | {"ema": 0.95}, "small"),
-    "small, eight views": Experiment(SMALL | {"tta": True}, "small"),
-    "tuned DenseNet169": Experiment(LARGE),
+    "tuned DenseNet169": Experiment(LARGE, "frozen, 192 px"),
     "tuned DenseNet169, one view": Experiment(LARGE | {"tta": False}, "tuned DenseNet169"),
     "tuned DenseNet169, answers at 240 px": Experiment(LARGE | {"test_size": 240}, "tuned DenseNet169"),
     "tuned DenseNet169, answers at 240 px, with heads": Experiment(
