@@ -431,9 +431,6 @@ def ensemble(tables: list[pd.DataFrame], by_rank: bool = False) -> pd.DataFrame:
     return sum(aligned) / len(aligned)
 
 
-# --- thresholds ------------------------------------------------------------------------------------------------------
-
-
 def averaging_gain(
     targets: np.ndarray, probabilities: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
@@ -463,6 +460,9 @@ def averaging_gain(
     drawn = bootstrap_areas(pd.DataFrame(columns | truth), list(columns), resamples, seed)
     drawn = drawn.reshape(resamples, len(stacked), 2).mean(2)
     return bootstrap_test(found, drawn[:, -1] - drawn[:, :-1].mean(1))
+
+
+# --- thresholds ------------------------------------------------------------------------------------------------------
 
 
 def wilson(successes: int, trials: int) -> Estimate:
