@@ -8,10 +8,10 @@
 
 Each experiment is one execution of skin_lesion_classification.ipynb with DERMA_EVALUATE=held_out: train and valid
 together in five folds, pictures of one photograph in one fold, three seeds (one for large
-networks trained whole), the last epoch kept. Of the test split nothing is used but to leave out the training pictures
-that leak into it. A row's numbers come from the predictions for the pictures held out, which stay in
-models/experiments/; a row's command repeats it. With --test, which is for an experiment that was chosen by these
-numbers, the networks then answer for the test split too, and the row says what that gave.
+networks trained whole), the last epoch kept. Of the test split nothing is used but to leave out training pictures that
+leak into it. A row's numbers come from the predictions for the pictures held out, which stay in models/experiments/; a
+row's command repeats it. With --test, which is for an experiment that was chosen by these numbers, the networks then
+answer for the test split too, and the row says what that gave.
 """
 
 from __future__ import annotations
@@ -43,12 +43,8 @@ FROZEN_192 = FROZEN | {"image_size": 192, "epochs": 15}
 HEAD = FROZEN | {"head_layers": 2}
 ONE_VIEW = HEAD | {"tta": False, "epochs": 30}  # an eighth of the features to compute
 BLOCKS = "features.denseblock1,features.denseblock2,features.denseblock3"
-SMALL = {
-    "model": "resnet18",
-    "image_size": 96,
-    "epochs": 3,
-    "tta": False,
-}  # trained whole, 15 networks in 11 to 13 minutes
+# Trained whole, 15 networks in 11 to 13 minutes on two cores.
+SMALL = {"model": "resnet18", "image_size": 96, "epochs": 3, "tta": False}
 LARGE = {"model": "densenet169", "image_size": 192, "epochs": 8, "seeds": 1}  # 90 minutes on two cores for each seed
 HEADS = {"pooled_layers": BLOCKS, "head_epochs": 8, "average_head": True}
 HEAD_FIRST = LARGE | {"epochs": 5} | HEADS

@@ -14,6 +14,9 @@ from skimage.morphology import closing, disk
 from skimage.transform import probabilistic_hough_line
 
 DARK = 0.2  # of full brightness; skin is seldom below, the surroundings of a dermatoscope's field hardly above
+LIKELY = 0.22  # likeness from which on a line counts as a scale
+SIDE = 256  # of the square in which scales are looked for; lengths of lines and ticks are in its pixels
+ANGLES = np.linspace(-np.pi / 2, np.pi / 2, 180, endpoint=False)
 
 
 def _brightness(picture: Image.Image) -> np.ndarray:
@@ -61,11 +64,6 @@ def dark_corners(picture: Image.Image, share: float = 0.003) -> bool:
     return bool((~_field(_brightness(picture))).mean() >= share)
 
 
-LIKELY = 0.22  # likeness from which on a line counts as a scale
-SIDE = 256  # of the square in which scales are looked for; all lengths below are in its pixels
-ANGLES = np.linspace(-np.pi / 2, np.pi / 2, 180, endpoint=False)
-
-
 def _tick_share(profile: np.ndarray) -> float:
     """Return how much of a profile's spectral power lies at its strongest period, of about 4 to 13 pixels.
 
@@ -105,6 +103,9 @@ def scale_likeness(picture: Image.Image) -> float:
 
     Candidates are straight lines of at least 0.3 of the side (probabilistic Hough transform: Matas et al., 2000,
     https://doi.org/10.1006/cviu.1999.0831) in what is dark and thin (black top-hat).
+
+    Args:
+        picture: RGB, of any size; what lies in it is squeezed to a square of 256 px.
     """
     brightness = _brightness(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     without = closing(brightness, disk(3))
