@@ -1,9 +1,14 @@
-"""What the commands share: bad arguments end, like bad files, in one sentence and exit code 2."""
+"""What all commands share: a parser whose errors are one sentence with exit code 2, and progress bars."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import sys
+from collections.abc import Iterable
 from typing import NoReturn
+
+from tqdm import tqdm
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,3 +31,40 @@ def whole_number(least: int, most: int = 2**31):
         return number
 
     return convert
+
+
+class _LogBar(tqdm):
+    """A progress bar that prints a whole line every 30 seconds, and none if all is done by then."""
+
+    def __init__(self, *arguments, **options):
+        # miniters: look at the clock after each item. The file only takes what tqdm erases lines with.
+        super().__init__(*arguments, **options, file=io.StringIO(), mininterval=30, miniters=1, delay=30)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None:
+            print(self, flush=True)
+        return True
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        super().set_postfix_str(s, refresh=False)  # printed with the next line
+
+
+def progress(
+    iterable: Iterable | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str = "",
+    unit: str = "it",
+    leave: bool = False,
+) -> tqdm:
+    """Return a tqdm on standard output: live in a terminal or Jupyter, a line every 30 to 60 seconds in a log.
+
+    Args:
+        iterable: what to go through, an item of which should take less than 30 seconds; without it call ``update(n)``.
+        total, initial, desc, unit, leave: as tqdm's.
+    """
+    options = {"total": total, "initial": initial, "desc": desc, "unit": unit, "leave": leave}
+    if sys.stdout.isatty() or "ipykernel" in sys.modules:
+        return tqdm(iterable, **options, file=sys.stdout)
+    return _LogBar(iterable, **options)

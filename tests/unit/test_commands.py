@@ -1,0 +1,57 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from derma.commands import progress
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def seconds(monkeypatch) -> list[float]:
+    """The clock of the progress bars: seconds[0] is the time."""
+    now = [1000.0]
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_whole_lines_at_least_once_a_minute(seconds, capsys):
+    for _ in progress(range(100), desc="epoch 1", leave=True):
+        seconds[0] += 7
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert "\r" not in text and 700 / 60 <= len(lines) <= 700 / 30 + 1
+    assert all(line.startswith("epoch 1: ") for line in lines) and "100/100" in lines[-1]
+
+
+def test_a_log_gets_nothing_of_short_work(seconds, capsys):
+    for leave in (True, False):
+        for _ in progress(range(10), leave=leave):
+            seconds[0] += 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_without_an_iterable(seconds, capsys):
+    with progress(total=100, initial=10, desc="copy", unit="B") as bar, progress(total=1):
+        for number in range(9):
+            seconds[0] += 10
+            bar.set_postfix_str(f"file {number}")
+            bar.update(10)
+        bar.write("done")
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "40/100" in lines[0] and "file 2" in lines[0] and last == "done"
+
+
+def test_live_in_a_kernel(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    list(progress(range(3), desc="live"))
+    assert capsys.readouterr().out.startswith("\rlive: ")
+
+
+def test_the_environment_can_silence_it(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
+    code = "import sys; sys.modules['ipykernel'] = sys; from derma.commands import progress; list(progress(range(3)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b""
