@@ -1,9 +1,9 @@
-"""Check a data folder: is it complete, can it be read, and does one split leak into another?
+"""Check a data folder: is it complete, can every image be read, and does one split leak into another?
 
     python -m derma.check data/isic2017
 
-Leaks are pictures of one photograph in two places; between train and test they make a score too good. The tables go to
-``models/<name>/leaks.csv``, and the pairs, side by side, to ``models/<name>/leaks.png``.
+A leak is two images of one photograph in two splits. The pairs go to ``models/<name>/leaks.csv``, and a sheet that
+shows them to ``models/<name>/leaks.png``.
 """
 
 from __future__ import annotations
@@ -15,119 +15,54 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from derma.commands import Parser
-from derma.dataset import SPLITS, DatasetError, LesionData, load_image
-from derma.duplicates import LEAST_FINE, SURE_FINE, find_duplicates, orient
+from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData, load_square
+from derma.duplicates import LEAST_FINE, SURE_FINE, orient
+from derma.leaks import find_leaks
 
 OFFICIAL = Path(__file__).with_name("isic2017.csv")  # every image of part 3: id, split and class (CC-0)
 
 
-def compare_with_official(data: LesionData) -> pd.DataFrame:
-    """Return what differs from the official ISIC 2017 part 3, a row for each image.
+def compare_with_official(images: pd.DataFrame) -> pd.DataFrame:
+    """Return what differs from the official ISIC 2017 part 3.
 
     Args:
-        data: an opened folder.
+        images: of a data folder, as in ``derma.dataset.LesionData.images``.
 
     Returns:
-        Columns ``id`` and ``problem``; empty if each of the 2,750 images lies where it should, and no other.
+        Columns ``id`` and ``problem``; empty if the folder holds the 2,750 official images and no other.
     """
     official = pd.read_csv(OFFICIAL, index_col="id")
-    here = pd.DataFrame(
-        [Path(identifier).parts[-3:] for split in SPLITS for identifier in data.split(split).ids],
-        columns=["split", "class", "file"],
-    )
-    here.index = [Path(file).stem for file in here["file"]]
-    problems = [(name, "missing") for name in official.index.difference(here.index)]
-    problems += [(name, "not one of the official images") for name in here.index.difference(official.index)]
-    problems += [(name, "twice") for name in here.index[here.index.duplicated()].unique()]
-    both = here[~here.index.duplicated()].join(official.add_suffix("_official"), how="inner")
-    moved = both[(both["split"] != both["split_official"]) | (both["class"] != both["class_official"])]
-    for name, row in moved.iterrows():
-        where = f"in {row['split']}/{row['class']}, belongs in {row['split_official']}/{row['class_official']}"
-        problems.append((name, where))
-    return pd.DataFrame(problems, columns=["id", "problem"])
-
-
-def find_leaks(data: LesionData) -> pd.DataFrame:
-    """Return all pairs of pictures that show one photograph, with their splits.
-
-    Args:
-        data: an opened folder.
-
-    Returns:
-        As ``derma.duplicates.find_duplicates`` does, and ``splits``, such as ``"train, test"``.
-    """
-    folders = {split: [path for path, _ in data.split(split).samples] for split in SPLITS}
-    owner = {path: split for split, paths in folders.items() for path in paths}
-    pairs = find_duplicates([path for paths in folders.values() for path in paths])
-    # The split that comes first in SPLITS is named first, whatever the files' order.
-    pairs["splits"] = [
-        ", ".join(sorted((owner[a], owner[b]), key=SPLITS.index)) for a, b in zip(pairs["first"], pairs["second"])
-    ]
-    return pairs
-
-
-def training_leaks(data: LesionData, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
-    """Return the training pictures that show a photograph of a split that is not trained on.
-
-    Args:
-        data: an opened folder; its extra pictures, if any, are looked at too.
-        trained: the splits that are trained on.
-
-    Returns:
-        A row for each pair: ``train`` (its file), ``other`` (the file it shares a photograph with), ``split`` (of the
-        other) and ``fine`` (see :func:`derma.duplicates.find_duplicates`).
-    """
-    owner = {path: split for split in SPLITS for path, _ in data.split(split).samples}
-    found = []
-    while True:
-        left = {path: split for path, split in owner.items() if not any(path in set(part["train"]) for part in found)}
-        pairs = find_duplicates(list(left), groups=[split in trained for split in left.values()])
-        flipped = pairs["first"].map(owner).isin(trained)
-        train, other = pairs["first"].where(flipped, pairs["second"]), pairs["second"].where(flipped, pairs["first"])
-        found.append(pd.DataFrame({"train": train, "other": other, "split": other.map(owner), "fine": pairs["fine"]}))
-        # Only the nearest few of each picture are compared: what many copies hid is looked for among the rest.
-        if pairs.empty:
-            return pd.concat(found, ignore_index=True)
-
-
-def photographs(paths: list[str]) -> np.ndarray:
-    """Number the photographs that pictures show, so that those of one can be kept in one fold.
-
-    Args:
-        paths: N picture files.
-
-    Returns:
-        (N,) int: equal where :func:`derma.duplicates.find_duplicates` finds the same photograph, also through a third.
-    """
-    pairs = find_duplicates(paths)
-    place = {path: number for number, path in enumerate(paths)}
-    rows, columns = pairs["first"].map(place), pairs["second"].map(place)
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(paths), len(paths)))
-    return connected_components(graph, directed=False)[1]
+    images = images[images["split"] != "extra"]
+    here = images["split"] + "/" + images["target"].map(CLASSES.__getitem__)
+    here.index = [Path(path).stem for path in images["path"]]
+    twice = here.index.duplicated()
+    table = pd.DataFrame({"here": here[~twice], "official": official["split"] + "/" + official["class"]})
+    table["problem"] = "in " + table["here"] + ", belongs in " + table["official"]
+    table.loc[table["here"].isna(), "problem"] = "missing"
+    table.loc[table["official"].isna(), "problem"] = "not one of the official images"
+    table.loc[here.index[twice], "problem"] = "twice"
+    wrong = (table["here"] != table["official"]) | table.index.isin(here.index[twice])
+    return table.loc[wrong, ["problem"]].rename_axis("id").reset_index()
 
 
 def draw_sheet(pairs: pd.DataFrame, side: int = 128, columns: int = 5) -> Image.Image:
-    """Return a sheet of pairs side by side, the second turned as the first, with their names and agreement.
+    """Return a sheet of pairs, the second image turned as the first, with their names, splits and agreement.
 
     Args:
-        pairs: as :func:`find_leaks` returns it, not empty.
-        side: of each picture, in pixels.
-        columns: pairs in a row.
+        pairs: as :func:`derma.leaks.find_leaks` returns it, not empty; ``columns`` of them make a row.
+        side: of each image, in pixels.
     """
     width, height = 2 * side + 8, side + 28
-    rows = -(-len(pairs) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    sheet = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, pair in enumerate(pairs.itertuples()):
         x, y = number % columns * width, number // columns * height
-        first, second = (load_image(file, side).resize((side, side)) for file in (pair.first, pair.second))
-        turned = orient(np.asarray(second).transpose(2, 0, 1), pair.orientation).transpose(1, 2, 0)
+        first, second = (load_square(file, side) for file in (pair.first, pair.second))
+        turned = [Image.fromarray(orient(np.asarray(band), pair.orientation).copy()) for band in second.split()]
         sheet.paste(first, (x, y + 26))
-        sheet.paste(Image.fromarray(np.ascontiguousarray(turned)), (x + side, y + 26))
+        sheet.paste(Image.merge("RGB", turned), (x + side, y + 26))
         draw.text((x + 2, y), f"{Path(pair.first).stem}  {Path(pair.second).stem}", "black")
         draw.text((x + 2, y + 12), f"{pair.splits}: {pair.kind}, {pair.fine:.2f}", "black")
     return sheet
@@ -147,22 +82,21 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nUnreadable: {len(data.unreadable)}")
     if len(data.unreadable):
         print(data.unreadable.head(20).to_string(index=False))
-    problems = compare_with_official(data)
+    problems = compare_with_official(data.images)
     if (problems["problem"] == "missing").sum() == len(pd.read_csv(OFFICIAL)):
-        print("Not ISIC 2017 part 3: none of its images is here.")
+        print("Not ISIC 2017 part 3: the folder holds none of its images.")
     elif problems.empty:
-        print("Complete: all 2,750 images of ISIC 2017 part 3, each in its place.")
+        print("Complete: all 2,750 images of ISIC 2017 part 3, each in the right folder.")
     else:
-        print(f"Other than ISIC 2017 part 3 in {len(problems):,} images, the first of them:")
+        print(f"{len(problems):,} differences from ISIC 2017 part 3, the first of them:")
         print(problems.head(20).to_string(index=False))
 
-    pairs = find_leaks(data)
-    print(f"\nPictures of one photograph: {len(pairs)} pairs")
+    pairs = find_leaks(data.images)
+    print(f"\nPairs of images that show one photograph: {len(pairs)}")
     for first, second in combinations_with_replacement(SPLITS, 2):
         between = pairs[pairs["splits"] == f"{first}, {second}"]
         exact, suspected = ((between["kind"] == kind).sum() for kind in ("same bytes", "suspected"))
-        where = f"{first} and {second}"
-        print(f"  {where:16} {len(between):4}, of them {exact} with the same bytes, {suspected} suspected")
+        print(f"  {f'{first} and {second}':16} {len(between):4}, {exact} with the same bytes, {suspected} suspected")
     out = Path("models") / data.name
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -170,15 +104,12 @@ def main(arguments: list[str] | None = None) -> int:
         if len(pairs):
             draw_sheet(pairs).save(out / "leaks.png")
     except OSError as error:
-        print(f"{error.filename or out}: {error.strerror}; the tables go there, so make room.", file=sys.stderr)
+        print(f"{error.filename or out}: {error.strerror}; leaks.csv goes there, so make it writable.", file=sys.stderr)
         return 2
     if len(pairs):
         print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
     if (pairs["kind"] == "suspected").any():
-        print(
-            f"Those suspected agree by {LEAST_FINE} to {SURE_FINE}: one photograph much changed, or smooth lesions of "
-            "one outline; look at them."
-        )
+        print(f"Look at the suspected pairs: their details correlate by {LEAST_FINE} to {SURE_FINE} only.")
     return 0
 
 

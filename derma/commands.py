@@ -49,22 +49,14 @@ class _LogBar(tqdm):
         super().set_postfix_str(s, refresh=False)  # printed with the next line
 
 
-def progress(
-    iterable: Iterable | None = None,
-    *,
-    total: int | None = None,
-    initial: int = 0,
-    desc: str = "",
-    unit: str = "it",
-    leave: bool = False,
-) -> tqdm:
+def progress(iterable: Iterable | None = None, *, leave: bool = False, **options) -> tqdm:
     """Return a tqdm on standard output: live in a terminal or Jupyter, a line every 30 to 60 seconds in a log.
 
     Args:
         iterable: what to go through, an item of which should take less than 30 seconds; without it call ``update(n)``.
-        total, initial, desc, unit, leave: as tqdm's.
+        leave: keep the last state of a live bar.
+        options: ``total``, ``initial``, ``desc`` and ``unit``, as tqdm's.
     """
-    options = {"total": total, "initial": initial, "desc": desc, "unit": unit, "leave": leave}
     if sys.stdout.isatty() or "ipykernel" in sys.modules:
-        return tqdm(iterable, **options, file=sys.stdout)
-    return _LogBar(iterable, **options)
+        return tqdm(iterable, leave=leave, file=sys.stdout, **options)
+    return _LogBar(iterable, leave=leave, **options)

@@ -1,9 +1,9 @@
-"""Execute a notebook from top to bottom, showing on the terminal what it prints while it does.
+"""Execute a notebook from top to bottom and show what it prints meanwhile.
 
     python -m derma.execute NOTEBOOK OUTPUT
 
-``jupyter nbconvert --execute`` is silent until it is done, and keeps every state of a progress bar; this shows them on
-the way and keeps none.
+``jupyter nbconvert --execute`` prints nothing until it is done, and keeps every state of a progress bar; this keeps
+none. It shows in a terminal all that cells print, in a log whole lines and about once a minute a progress bar's state.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -21,33 +22,56 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
 from derma.commands import Parser
+from derma.files import write_text
 
 # What the kernel's process is started with, unless the environment says otherwise.
 FOR_CPUS = {
     # OpenMP's threads sleep while they wait: spinning, they slow torch down tenfold where anything else uses a core.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc keeps the memory of a step for the next. By default it hands large blocks back to the system and gets them
-    # anew, zeroed page by page, which takes a fifth of the time of a training on CPUs
-    # (https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html).
+    # glibc keeps the memory of a step for the next. By default it returns large blocks, and the system zeroes new ones:
+    # a fifth of a training's time on CPUs (gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html).
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 
 
+BAR_SECONDS = 55  # a log that has said nothing for this long gets a progress bar's state
+
+
 class TalkingClient(NotebookClient):
     """An nbclient that also writes what the cells print to this process's output."""
 
-    unfinished = ""  # of a line, where only whole lines are shown
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.unfinished: list[str] = []  # pieces of a line, where only whole lines are shown
+        self.shown_at = time.monotonic()
 
     def process_message(self, msg, cell, cell_index):
         """Show a message of the kernel, then let nbclient keep it."""
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
-            if not sys.stdout.isatty():  # a log: no progress bars
-                *lines, self.unfinished = (self.unfinished + text).split("\n")
-                text = "".join(line.rsplit("\r", 1)[-1] + "\n" for line in lines)
-            print(text, end="", flush=True)
+            print(text if sys.stdout.isatty() else self.for_log(text), end="", flush=True)
         return super().process_message(msg, cell, cell_index)
+
+    def for_log(self, text: str) -> str:
+        """Return the lines that a text ends, or now and then the state of a progress bar."""
+        ended, end, rest = text.rpartition("\n")
+        shown, now = [], time.monotonic()
+        if end:
+            shown = [_last_state(line) for line in "".join([*self.unfinished, ended]).split("\n")]
+            self.unfinished = []
+        if "\r" in rest and (state := _last_state(rest)):  # replaces the line so far
+            self.unfinished = []
+            if not shown and now - self.shown_at >= BAR_SECONDS:
+                shown = [state]
+        self.unfinished.append(rest)
+        self.shown_at = now if shown else self.shown_at
+        return "".join(line + "\n" for line in shown)
+
+
+def _last_state(line: str) -> str:
+    """Return what a line shows last: what follows its last carriage return, unless the line ends with that."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() if "\r" in line else line
 
 
 def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
@@ -58,10 +82,10 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         output: the file to write; may be the same.
 
     Raises:
-        CellExecutionError, DeadKernelError: a cell failed, or the kernel died; the notebook as far as it came is beside
-            ``output``, as ``*.failed.ipynb``.
+        CellExecutionError, DeadKernelError: a cell failed, or the kernel died. What was executed is in
+            ``*.failed.ipynb``, in the folder of ``output``.
         OSError: ``notebook`` cannot be read, or ``output`` not be written.
-        ValueError, AttributeError: ``notebook`` is none.
+        ValueError, AttributeError: ``notebook`` is not a notebook.
     """
     notebook, output = Path(notebook), Path(output)
     for name, value in FOR_CPUS.items():
@@ -76,7 +100,6 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         ipc = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
         client = TalkingClient(
             content,
-            timeout=None,
             kernel_name="python3",
             coalesce_streams=True,
             resources={"metadata": {"path": str(notebook.resolve().parent)}},
@@ -89,13 +112,11 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
             raise
     for cell in content.cells:
         for item in cell.get("outputs", []):
-            if item.output_type == "stream":  # the blanks with which a finished progress bar wiped itself out
+            if item.output_type == "stream":  # the blanks with which a finished progress bar erased itself
                 item.text = re.sub(r"[^\n]*\r\Z", "", item.text)
         if cell.cell_type == "code":
             cell.outputs = [item for item in cell.outputs if item.get("text") != ""]
-    partial = output.with_name(output.name + ".part")
-    nbformat.write(content, partial)
-    os.replace(partial, output)
+    write_text(nbformat.writes(content) + "\n", output)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,25 +125,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)
+    code = 2
     try:
         execute(options.notebook, options.output)
+        return 0
     except CellExecutionError as error:
-        print(f"{options.notebook}: {error.ename}: {' '.join(error.evalue.split())}", file=sys.stderr)
-        print(f"The notebook as far as it came: {options.output.with_suffix('.failed.ipynb')}", file=sys.stderr)
-        return 2
+        failed = options.output.with_suffix(".failed.ipynb")
+        problem = f"{error.ename}: {' '.join(error.evalue.split())}\nWhat was executed is in {failed}"
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}; name a notebook and a file to write.", file=sys.stderr)
-        return 2
+        options.notebook, problem = error.filename, f"{error.strerror}; name a notebook and a file to write."
     except KeyboardInterrupt:
-        print(f"{options.notebook}: stopped.", file=sys.stderr)
-        return 130
+        code, problem = 130, "stopped."
     except DeadKernelError:
-        print(f"{options.notebook}: the kernel died, perhaps for want of memory; see the notebook.", file=sys.stderr)
-        return 2
+        problem = "the kernel died, perhaps because memory ran out; try smaller batches or images."
     except (ValueError, AttributeError, nbformat.ValidationError):  # NotJSONError among them
-        print(f"{options.notebook}: not a notebook; name an .ipynb file.", file=sys.stderr)
-        return 2
-    return 0
+        problem = "not a notebook; name an .ipynb file."
+    print(f"{options.notebook}: {problem}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Find the pictures whose vectors are nearest: exact search by the cosine of the angle between them."""
+"""Find the images whose vectors are nearest: exact search by the cosine of the angle between them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 class Neighbours:
     """Vectors to be searched, such as encodings or features, each with a name.
 
-    Exact, and no index: a product with 100,000 vectors of 512 numbers takes a few tens of milliseconds, where an
-    approximate one would have to be built, tuned and trusted.
+    The search is exact, without an index: one product with 100,000 vectors of 512 numbers takes tens of milliseconds.
 
     Args:
-        vectors: (N, D) finite numbers; they are centred on their mean first, since the cosine of vectors that all point
-            the same way says little.
+        vectors: (N, D) finite numbers. Their mean is subtracted first: between vectors that all point the same way,
+            cosines say little.
         names: N names, such as files.
 
     Raises:
@@ -28,54 +27,45 @@ class Neighbours:
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ValueError(f"{names[row]}: its vector (row {row}) is not finite; encode it again.")
-        self.names = list(names)
         self._mean = vectors.mean(axis=0)
-        self._unit = torch.from_numpy(self._normalize(vectors))
+        self._unit = self._normalize(vectors)
 
-    def _normalize(self, vectors: np.ndarray) -> np.ndarray:
+    def _normalize(self, vectors: np.ndarray) -> torch.Tensor:
         centred = np.asarray(vectors, np.float32) - self._mean
-        return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
-
-    def __len__(self) -> int:
-        return len(self.names)
+        return torch.from_numpy(centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12))
 
     def nearest(self, queries: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest vectors of each query, the nearest first; of equals, the one that comes first.
+        """Return the nearest vectors of each query, the nearest first; of equal ones, the first.
 
         Args:
-            queries: (Q, D) vectors, of the data set or new.
-            count: how many; at most N.
+            queries: (Q, D) vectors, from the data set or new.
+            count: at most N.
 
         Returns:
             Positions (Q, count), and cosines (Q, count) from -1 to 1.
         """
-        return self._search(self._normalize(np.atleast_2d(queries)), min(count, len(self)))
+        return _highest(self._normalize(np.atleast_2d(queries)) @ self._unit.T, count)
 
     def nearest_others(self, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest of each vector of the data set but itself; as :meth:`nearest`, at most N - 1."""
-        count = min(count, len(self) - 1)
-        positions, cosines = np.empty((len(self), count), int), np.empty((len(self), count), np.float32)
-        for start in range(0, len(self), 1024):
-            rows = np.arange(start, min(start + 1024, len(self)))
-            found, values = self._search(self._unit[rows].numpy(), count, leave_out=rows)
-            positions[rows], cosines[rows] = found, values
-        return positions, cosines
+        """Return the nearest of each vector of the data set except itself; as :meth:`nearest`, at most N - 1."""
+        found = []
+        for start, unit in enumerate(self._unit.split(1024)):
+            cosines = unit @ self._unit.T
+            cosines.diagonal(start * 1024).fill_(-torch.inf)
+            found.append(_highest(cosines, min(count, len(self._unit) - 1)))
+        return tuple(map(np.concatenate, zip(*found)))
 
-    @torch.inference_mode()
-    def _search(
-        self, unit: np.ndarray, count: int, leave_out: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        cosines = torch.from_numpy(np.ascontiguousarray(unit)) @ self._unit.T
-        if leave_out is not None:
-            cosines[torch.arange(len(unit)), torch.from_numpy(leave_out)] = -torch.inf
-        values, positions = cosines.topk(count, dim=1)
-        values, positions = values.clamp(-1, 1).numpy(), positions.numpy()
-        order = np.lexsort((positions, -values), axis=1)  # topk leaves the order of equals open
-        return np.take_along_axis(positions, order, 1), np.take_along_axis(values, order, 1)
+
+def _highest(cosines: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and values of the highest in each row, of equal ones the first."""
+    values, positions = cosines.topk(min(count, cosines.shape[1]), dim=1)
+    values, positions = values.clamp(-1, 1).numpy(), positions.numpy()
+    order = np.lexsort((positions, -values), axis=1)  # topk does not define the order of equal values
+    return np.take_along_axis(positions, order, 1), np.take_along_axis(values, order, 1)
 
 
 def shared_class(neighbours: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return for each picture the share of its neighbours that are of its class, from 0 to 1.
+    """Return for each of N images the share of its neighbours that have its class, from 0 to 1.
 
     Args:
         neighbours: (N, count) positions, as :meth:`Neighbours.nearest_others` returns them.

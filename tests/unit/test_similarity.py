@@ -13,17 +13,16 @@ def brute_force(vectors, queries):
 def test_nearest_is_exact():
     rng = np.random.default_rng(0)
     vectors, queries = rng.normal(size=(500, 32)) + 3, rng.normal(size=(7, 32)) + 3
-    found, cosines = Neighbours(vectors, [str(k) for k in range(500)]).nearest(queries, 20)
+    found, cosines = Neighbours(vectors, range(500)).nearest(queries, 20)
     order, expected = brute_force(vectors, queries)
     assert np.array_equal(found, order[:, :20])
     assert np.allclose(cosines, np.take_along_axis(expected, found, 1), atol=1e-5)
 
 
-def test_others_leave_out_oneself_and_not_ones_twin():
-    rng = np.random.default_rng(1)
-    vectors = rng.normal(size=(1500, 8))  # more than one block
+def test_others_are_without_oneself_but_with_ones_twin():
+    vectors = np.random.default_rng(1).normal(size=(1500, 8))  # more than one block
     vectors[1400] = vectors[3]
-    found, cosines = Neighbours(vectors, [str(k) for k in range(1500)]).nearest_others(5)
+    found, cosines = Neighbours(vectors, range(1500)).nearest_others(5)
     assert found.shape == (1500, 5)
     assert not (found == np.arange(1500)[:, None]).any()
     assert found[3, 0] == 1400 and found[1400, 0] == 3 and cosines[3, 0] == pytest.approx(1)
@@ -32,20 +31,20 @@ def test_others_leave_out_oneself_and_not_ones_twin():
 
 
 def test_few_vectors_and_equal_ones():
-    same = Neighbours(np.eye(3)[[0, 0, 0, 1]], list("abcd"))
+    same = Neighbours(np.eye(3)[[0, 0, 0, 1]], "abcd")
     assert same.nearest(np.eye(3)[:1], 10)[0].tolist() == [[0, 1, 2, 3]]
     assert same.nearest_others(10)[0].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
-    one = Neighbours(np.ones((1, 3)), ["a"])
+    one = Neighbours(np.ones((1, 3)), "a")
     assert one.nearest(np.ones((1, 3)))[1].tolist() == [[0]]  # no direction, and no error
 
 
-def test_what_does_not_fit_is_said():
+def test_vectors_that_do_not_fit():
     with pytest.raises(ValueError, match="2 names for vectors of shape"):
-        Neighbours(np.ones((3, 2)), ["a", "b"])
+        Neighbours(np.ones((3, 2)), "ab")
     with pytest.raises(ValueError, match=r"b: its vector \(row 1\) is not finite"):
-        Neighbours(np.array([[1.0], [np.nan]]), ["a", "b"])
+        Neighbours(np.array([[1.0], [np.nan]]), "ab")
 
 
-def test_shared_class_counts_neighbours_of_ones_own():
+def test_share_of_neighbours_with_ones_own_class():
     neighbours = np.array([[1, 2], [0, 2], [0, 1], [0, 1]])
     assert shared_class(neighbours, [0, 0, 1, 1]).tolist() == [0.5, 0.5, 0, 0]

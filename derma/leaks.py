@@ -1,0 +1,71 @@
+"""Find images that show one photograph, across splits and within them: between training and test they inflate a score.
+
+Images are given as in ``derma.dataset.LesionData.images``: a row each, with columns ``path`` and ``split`` ("train",
+"valid", "test", or "extra", which is always trained on).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from derma.duplicates import find_duplicates
+
+ORDER = ("train", "valid", "test", "extra")
+
+
+def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
+    """Return all pairs of images that show one photograph.
+
+    Returns:
+        As :func:`derma.duplicates.find_duplicates`, and ``splits``, such as ``"train, test"``.
+    """
+    split_of = dict(zip(images["path"], images["split"]))
+    pairs = find_duplicates(list(images["path"]))
+    pairs["splits"] = [
+        ", ".join(sorted((split_of[a], split_of[b]), key=ORDER.index)) for a, b in zip(pairs["first"], pairs["second"])
+    ]
+    return pairs
+
+
+def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
+    """Return the training images that show a photograph of a split that is not trained on.
+
+    Args:
+        images: see above.
+        trained: the splits that are trained on, besides "extra".
+
+    Returns:
+        A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``
+        (of the other) and ``fine`` (their correlation, at most 1).
+    """
+    split_of = dict(zip(images["path"], images["split"]))
+    trained = {*trained, "extra"}
+    remaining, found = list(split_of), []
+    while True:
+        pairs = find_duplicates(remaining, groups=[split_of[path] in trained for path in remaining])
+        ordered = pairs["first"].map(split_of).isin(trained)
+        train = pairs["first"].where(ordered, pairs["second"])
+        other = pairs["second"].where(ordered, pairs["first"])
+        split, fine = other.map(split_of), pairs["fine"]
+        found.append(pd.DataFrame({"train": train, "other": other, "split": split, "fine": fine}))
+        if pairs.empty:
+            return pd.concat(found, ignore_index=True)
+        # Each image is compared with its nearest few only: what many copies hid is found among the others.
+        copies = set(train)
+        remaining = [path for path in remaining if path not in copies]
+
+
+def photographs(paths: list[str]) -> np.ndarray:
+    """Number the photographs that N images show, so that all images of one can be kept in one fold.
+
+    Returns:
+        (N,) int: equal where :func:`derma.duplicates.find_duplicates` finds the same photograph, also through a third.
+    """
+    pairs = find_duplicates(paths)
+    position = {path: number for number, path in enumerate(paths)}
+    rows, columns = pairs["first"].map(position), pairs["second"].map(position)
+    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(paths), len(paths)))
+    return connected_components(graph, directed=False)[1]
