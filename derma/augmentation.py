@@ -1,10 +1,10 @@
 """Augmentation in two steps, one warp and one colour matrix: a fifth of the time of a chain of transforms.
 
-A network on a fast machine sees hundreds of pictures a second, and so must the processes that prepare them. Flips,
+A network on a fast machine sees hundreds of images a second, and so must the processes that prepare them. Flips,
 turns, shears and crops are all affine maps, and so is a change of brightness, contrast, saturation or hue: here each
 kind is multiplied into a single matrix first and applied once, by Pillow. It also blurs once and not three times.
 
-Both are callables for ``torchvision.transforms.v2.Compose``, take and give PIL pictures, and draw from torch's random
+Both are callables for ``torchvision.transforms.v2.Compose``, take and give PIL images, and draw from torch's random
 numbers, which a DataLoader seeds in its workers.
 """
 
@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image, ImageStat
+from PIL import Image
 
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in torchvision's ColorJitter
 
@@ -31,46 +31,18 @@ def _about(matrix: np.ndarray, centre: float) -> np.ndarray:
     return affine
 
 
-class BlankMiddle:
-    """Cover a square in the middle with the mean colour of what surrounds it, so that nothing of it is left.
+class RandomWarp:
+    """Flip, turn, shear, crop and resize an image at random, in one step.
 
-    What a network still tells apart by the surroundings it owes to the skin, the light and the instrument, and not to
-    the lesion (Bissoto et al., 2019, https://arxiv.org/abs/1904.08818), as far as the square covers that.
-
-    Args:
-        share: of each side that is covered, in (0, 1).
-    """
-
-    def __init__(self, share: float):
-        self.share = share
-
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Return a covered copy of an RGB picture."""
-        size = [int(self.share * side) for side in picture.size]  # rounded down: something is always left
-        corner = [(side - part) // 2 for side, part in zip(picture.size, size, strict=True)]
-        middle = (*corner, *(start + part for start, part in zip(corner, size, strict=True)))
-        around = Image.new("L", picture.size, 255)
-        around.paste(0, middle)
-        covered = picture.copy()
-        covered.paste(tuple(round(value) for value in ImageStat.Stat(picture, around).mean), middle)
-        return covered
-
-    def __repr__(self) -> str:
-        return f"BlankMiddle({self.share})"
-
-
-class RandomView:
-    """Flip, turn, shear, crop and resize a picture at random, in one step.
-
-    The same picture as by ``RandomHorizontalFlip``, ``RandomVerticalFlip``, ``RandomAffine(degrees, shear=shear)`` and
+    The same image as by ``RandomHorizontalFlip``, ``RandomVerticalFlip``, ``RandomAffine(degrees, shear=shear)`` and
     ``RandomResizedCrop(size, scale, ratio)`` in turn, interpolated once, linearly; what lies outside is black. The
-    picture should not be more than twice as large as the result: nothing is smoothed before it is made smaller.
+    image should not be more than twice as large as the result: nothing is smoothed before it is made smaller.
 
     Args:
         size: side of the square that comes out, in pixels.
         degrees: turned by up to so much, either way.
         shear: of the horizontal by up to so many degrees, either way.
-        scale: the least and the greatest share of the picture's area that is cropped.
+        scale: the least and the greatest share of the image's area that is cropped.
         ratio: the least and the greatest ratio of width to height of what is cropped.
     """
 
@@ -84,9 +56,9 @@ class RandomView:
     ):
         self.size, self.degrees, self.shear, self.scale, self.ratio = size, degrees, shear, scale, ratio
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Return another view of a square picture."""
-        side = picture.width
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return another view of a square image."""
+        side = image.width
         flip = np.diag([1 - 2 * float(torch.rand(()) < 0.5), 1 - 2 * float(torch.rand(()) < 0.5)])
         angle, skew = (
             math.radians(_uniform(-self.degrees, self.degrees)),
@@ -96,9 +68,9 @@ class RandomView:
         width, height = self._crop(side)
         left, top = _uniform(0, side - width), _uniform(0, side - height)
         crop = np.array([[width / self.size, 0, left], [0, height / self.size, top], [0, 0, 1]])
-        # From a place in the result to the place in the picture that is seen there, which is what Pillow asks for.
+        # From a place in the result to the place in the image that is seen there, which is what Pillow asks for.
         matrix = _about(flip @ turn @ np.array([[1, skew], [0, 1]]), side / 2) @ crop
-        return picture.transform(
+        return image.transform(
             (self.size, self.size), Image.Transform.AFFINE, matrix[:2].ravel().tolist(), Image.Resampling.BILINEAR
         )
 
@@ -113,12 +85,12 @@ class RandomView:
 
     def __repr__(self) -> str:
         return (
-            f"RandomView({self.size}, degrees={self.degrees}, shear={self.shear}, scale={self.scale}, "
+            f"RandomWarp({self.size}, degrees={self.degrees}, shear={self.shear}, scale={self.scale}, "
             f"ratio={self.ratio})"
         )
 
 
-class RandomLight:
+class RandomColor:
     """Change brightness, contrast, saturation and hue at random, in one step.
 
     As torchvision's ``ColorJitter`` with the same arguments, but in a fixed order, clipped once at the end, and with
@@ -133,23 +105,23 @@ class RandomLight:
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0):
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Return an RGB picture in another light."""
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return an RGB image in other light."""
         factors = [_uniform(1 - each, 1 + each) for each in (self.brightness, self.contrast, self.saturation)]
-        return relight(picture, *factors, _uniform(-self.hue, self.hue))
+        return change_color(image, *factors, _uniform(-self.hue, self.hue))
 
     def __repr__(self) -> str:
         return (
-            f"RandomLight(brightness={self.brightness}, contrast={self.contrast}, saturation={self.saturation}, "
+            f"RandomColor(brightness={self.brightness}, contrast={self.contrast}, saturation={self.saturation}, "
             f"hue={self.hue})"
         )
 
 
-def relight(picture: Image.Image, brightness: float, contrast: float, saturation: float, hue: float) -> Image.Image:
-    """Multiply a picture's brightness, contrast and saturation, and turn its hue.
+def change_color(image: Image.Image, brightness: float, contrast: float, saturation: float, hue: float) -> Image.Image:
+    """Multiply an image's brightness, contrast and saturation, and turn its hue.
 
     Args:
-        picture: RGB.
+        image: RGB.
         brightness, contrast, saturation: factors; 1 changes nothing.
         hue: share of the full circle; 0 changes nothing.
     """
@@ -159,7 +131,24 @@ def relight(picture: Image.Image, brightness: float, contrast: float, saturation
     turn = math.cos(angle) * np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * np.outer(axis, axis)
     saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), GREY)
     matrix = brightness * contrast * turn @ saturate
-    # Contrast is about the picture's mean grey, which has become brighter; greys pass the other two unchanged.
-    mean = float(np.asarray(picture).mean(axis=(0, 1)) @ GREY)
+    # Contrast is about the image's mean grey, which has become brighter; greys pass the other two unchanged.
+    mean = float(np.asarray(image).mean(axis=(0, 1)) @ GREY)
     offset = np.full((3, 1), brightness * (1 - contrast) * mean)
-    return picture.convert("RGB", tuple(np.hstack([matrix, offset]).ravel().tolist()))
+    return image.convert("RGB", tuple(np.hstack([matrix, offset]).ravel().tolist()))
+
+
+def views(batch: torch.Tensor, augment: bool) -> list[torch.Tensor]:
+    """Return the views of images over which predictions are averaged (test-time augmentation).
+
+    Args:
+        batch: images (N, 3, S, S), or features (N, views, width) that were computed of such views before.
+        augment: the eight flips and quarter turns of images, none of which changes the class; else the images alone.
+
+    Returns:
+        Batches of N images or features. Features come in all the views that there are.
+    """
+    if batch.ndim == 3:
+        return list(batch.unbind(1))
+    if not augment:
+        return [batch]
+    return [torch.rot90(flipped, turns, (2, 3)) for flipped in (batch, batch.flip(3)) for turns in range(4)]

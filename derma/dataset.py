@@ -1,7 +1,7 @@
-"""Open a folder of dermoscopic pictures: checked, counted, and ready for a DataLoader.
+"""Open a folder of dermoscopic images: scanned and checked once, counted, and ready for a DataLoader.
 
-The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``. Everything here can be
-imported by a DataLoader's worker process, whatever the start method.
+The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``. A DataLoader's worker process
+can import everything here, whatever the start method.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,15 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
+LABELS = [name.replace("_", " ") for name in CLASSES]
 OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
-TOO_LARGE = "more pixels than Pillow's limit for a safe picture"
+TOO_LARGE = "more pixels than Pillow's limit for a safe image"
+CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
 
 
 class DatasetError(ValueError):
@@ -34,350 +34,281 @@ class DatasetError(ValueError):
 
 
 def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.Image:
-    """Decode one picture with Pillow.
+    """Decode one image with Pillow.
 
     Args:
-        path: a picture file.
+        path: an image file.
         short_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode: the
             JPEG's own downscaling), as long as no side falls below this many pixels.
 
     Returns:
-        An RGB picture, turned upright by its EXIF orientation.
+        An RGB image, turned upright by its EXIF orientation.
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read as a picture. Nothing
-            is repaired: a truncated file is an error, not a half-grey picture.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read as an image. Nothing
+            is repaired: a truncated file is an error, not a half-grey image.
     """
-    with Image.open(path) as picture:
+    with Image.open(path) as image:
         if short_side is not None:
-            picture.draft("RGB", (short_side, short_side))
-        picture.load()
-        return ImageOps.exif_transpose(picture).convert("RGB")
+            image.draft("RGB", (short_side, short_side))
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def load_square(path: str | os.PathLike, side: int) -> Image.Image:
-    """Decode one picture and squeeze it whole into a square of ``side`` pixels; errors as :func:`load_image`."""
-    return load_image(path, side).resize((side, side), Image.Resampling.BILINEAR)
+def load_square(path: str | os.PathLike, size: int) -> Image.Image:
+    """Decode one image and squash all of it into a square of ``size`` pixels; errors as :func:`load_image`."""
+    return load_image(path, size).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
-    """Return the reason why a picture cannot be decoded in one phrase, or None if it can."""
+    """Return the reason why an image cannot be decoded in one phrase, or None if it can."""
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        with Image.open(path) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 return TOO_LARGE
-            if picture.mode[0] in "IF":
-                return f"more than 8 bits for each pixel (mode {picture.mode}), which would be clipped"
+            if image.mode[0] in "IF":
+                return f"more than 8 bits for each pixel (mode {image.mode}), which would be clipped"
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
-        return "empty file" if Path(path).stat().st_size == 0 else "not a picture"
+        return "empty file" if Path(path).stat().st_size == 0 else "not an image"
     except Image.DecompressionBombError:
         return TOO_LARGE
-    # A damaged file can surface as nearly anything in a decoder; each of them means "leave it out, and say so".
+    # A damaged file can surface as nearly anything in a decoder; each of them means "remove it, and say so".
     except Exception as error:
         return str(error) or type(error).__name__
     return None
 
 
-def _pictures_by_another_name(folder: Path) -> list[Path]:
-    """Files that Pillow would take for pictures by their ending, and ImageFolder would pass over in silence."""
-    known = set(Image.registered_extensions()) - set(IMG_EXTENSIONS) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
-    files = (path for name in CLASSES if (folder / name).is_dir() for path in (folder / name).iterdir())
-    return sorted(path for path in files if path.suffix.lower() in known and path.name[0] not in "._")
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.name[0] not in "._")
 
 
-class LesionFolder(ImageFolder):
-    """One split as a torchvision ``ImageFolder``, with the classes in the project's fixed order.
-
-    Items are ``(picture, target)``; target is 0 (melanoma), 1 (nevus) or 2 (seborrheic keratosis).
-
-    Args:
-        root: the split's folder.
-        transform: applied to the PIL picture.
-        loader: reads one picture; see :func:`load_image`.
-        extra: a folder of further pictures in class folders, not all of which need be there.
-
-    Attributes:
-        ids: each item's path below the repository's root, ``data/<name>/<split>/<class>/<file>``.
-
-    Raises:
-        DatasetError: a class folder is missing, unknown or empty.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        transform: Callable | None = None,
-        loader: Callable = load_image,
-        extra: Path | None = None,
-    ):
-        super().__init__(root, transform=transform, loader=loader, allow_empty=True)
-        # Built from names, not by relative_to: the folder may lie outside the repository, or be a link into it.
-        split = Path(root).absolute()
-        self._names = {str(Path(root)): f"{split.parent.name}/{split.name}"}
-        # ImageFolder goes down into folders within: hidden ones hold thumbnails and the like, others are refused below.
-        self.leave_out({path for path, target in self.samples if Path(path).parent != Path(root) / CLASSES[target]})
-        for name, target in self.class_to_idx.items():
-            for entry in sorted((Path(root) / name).iterdir()):
-                if entry.is_dir() and entry.name[0] not in "._":
-                    raise DatasetError(
-                        f"{entry}: a folder inside a class folder; put its pictures straight into {name}."
-                    )
-            if target not in self.targets:
-                raise DatasetError(
-                    f"{Path(root) / name}: no pictures in this class folder; put at least one JPEG there."
-                )
-        if extra is not None:
-            self._names[str(extra)] = extra.absolute().name
-            self._take_in(_extra_samples(extra))
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Return the project's classes in their fixed order; any other set of folders is an error."""
-        folders = {entry.name for entry in Path(directory).iterdir() if entry.is_dir() and entry.name[0] not in "._"}
-        for name in sorted(folders - set(CLASSES)):
-            raise DatasetError(
-                f"{Path(directory) / name}: unknown class folder; a split holds {', '.join(CLASSES)} and no other."
-            )
-        for name in CLASSES:
-            if name not in folders:
-                raise DatasetError(f"{Path(directory) / name}: this class folder is missing; a split holds all three.")
-        return list(CLASSES), {name: target for target, name in enumerate(CLASSES)}
-
-    def leave_out(self, paths: set[str]) -> None:
-        """Drop the items whose files are in ``paths``."""
-        self.samples = self.imgs = [item for item in self.samples if item[0] not in paths]
-        self.targets = [target for _, target in self.samples]
-
-    def append(self, other: LesionFolder) -> None:
-        """Let another split's items follow this one's, to be read and transformed as these are."""
-        self._names |= other._names
-        self._take_in(other.samples)
-
-    def _take_in(self, samples: list[tuple[str, int]]) -> None:
-        self.samples = self.samples + samples
-        self.leave_out(set())
-
-    @property
-    def ids(self) -> list[str]:
-        return [
-            f"data/{self._names[str(Path(path).parent.parent)]}/{CLASSES[target]}/{Path(path).name}"
-            for path, target in self.samples
-        ]
-
-
-def _extra_samples(extra: Path) -> list[tuple[str, int]]:
-    """Return the pictures of a folder of class folders as ``(path, target)``."""
-    if not extra.is_dir():
-        raise DatasetError(
-            f"{extra}: no such folder; set DERMA_EXTRA to a folder that holds {', '.join(CLASSES)}, or leave it out."
-        )
-    folders = sorted(entry.name for entry in extra.iterdir() if entry.is_dir() and entry.name[0] not in "._")
-    for name in folders:
+def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator[tuple[str, str, str, int]]:
+    """Yield ``(path, id, split, target)`` for the files of a folder of class folders, images by their ending or not."""
+    if not folder.is_dir():
+        hint = "set DERMA_EXTRA to a folder" if not required else "a split is a folder"
+        raise DatasetError(f"{folder}: no such folder; {hint} that holds {', '.join(CLASSES)}.")
+    names = [entry.name for entry in _visible(folder) if entry.is_dir()]
+    for name in names:
         if name not in CLASSES:
-            raise DatasetError(
-                f"{extra / name}: unknown class folder; extra pictures lie in {', '.join(CLASSES)} and no other."
-            )
-    samples = [
-        (str(path), CLASSES.index(name))
-        for name in folders
-        for path in sorted((extra / name).iterdir())
-        if path.suffix.lower() in IMG_EXTENSIONS and path.name[0] not in "._"
-    ]
-    if not samples:
-        raise DatasetError(f"{extra}: no pictures in its class folders; put some there, or leave DERMA_EXTRA out.")
-    return samples
+            raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(CLASSES)} and no other.")
+    for name in CLASSES:
+        if required and name not in names:
+            raise DatasetError(f"{folder / name}: this class folder is missing; a split holds all three.")
+    for target, name in enumerate(CLASSES):
+        for entry in _visible(folder / name) if name in names else ():
+            if entry.is_dir():
+                raise DatasetError(f"{entry}: a folder inside a class folder; put its images straight into {name}.")
+            yield str(entry), f"data/{identifier}/{name}/{entry.name}", split, target
+
+
+def _check_endings(paths: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the files that are read as images, and a reason for those that only Pillow would take for images."""
+    others = set(Image.registered_extensions()) - set(IMG_EXTENSIONS) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
+    endings = {path: Path(path).suffix.lower() for path in paths}
+    read = [path for path in paths if endings[path] in IMG_EXTENSIONS]
+    return read, {path: OTHER_ENDING for path in paths if endings[path] in others}
 
 
 class LesionData:
     """A data folder with its three splits, opened and checked once.
 
-    Every picture is decoded once (at reduced scale) while opening; those that cannot be are left out of every split and
-    listed in :attr:`unreadable`, so that nothing disappears in silence.
+    Every image is decoded once (at reduced scale) while opening. Those that cannot be decoded are removed and listed
+    in :attr:`unreadable`, so that nothing disappears in silence.
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``.
-        extra: a folder of class folders whose pictures join the training split; see ``derma.fetch --extra``.
+        extra: a folder of class folders with further training images; see ``derma.fetch --extra``.
 
     Attributes:
-        name: the folder's own name; outputs go to ``models/<name>`` and ``images/<name>``.
-        unreadable: one row for each picture left out: its path and the reason.
+        root, name: the folder, and its own name.
+        images: a row for each readable image: ``path``, ``id`` (``data/<name>/<split>/<class>/<file>``), ``split``
+            (one of :data:`SPLITS`, or ``"extra"``) and ``target`` (its place in :data:`CLASSES`).
+        unreadable: a row for each removed image: ``file`` and ``reason``.
 
     Raises:
-        DatasetError: the layout is wrong, a class is empty, or none of its pictures can be read.
+        DatasetError: the layout is wrong, a class is empty, or none of its images can be read.
     """
 
     def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None):
         self.root = Path(root)
-        self.extra = None if extra is None else Path(extra)
         self.name = self.root.absolute().name
         if not self.root.is_dir():
             raise DatasetError(
                 f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
                 f"holds {', '.join(SPLITS)}: 'make data' brings ISIC 2017 into data/isic2017, 'python -m derma.sample' "
-                "draws data/sample, and DERMA_DATA names the notebook's."
+                "draws data/sample, and DERMA_DATA names the notebooks'."
             )
         for split in SPLITS:
             if not (self.root / split).is_dir():
                 raise DatasetError(
                     f"{self.root}: the split folder '{split}' is missing; a data folder holds {', '.join(SPLITS)}."
                 )
-        self._left_out = set()
-        folders = {split: self.split(split) for split in SPLITS}
-        paths = [path for folder in folders.values() for path, _ in folder.samples]
+        rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
+        if extra is not None:
+            rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
+        paths, reasons = _check_endings([path for path, *_ in rows])
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
-            reasons = dict(zip(paths, pool.map(why_unreadable, paths), strict=True))
-        reasons = {path: reason for path, reason in reasons.items() if reason}
-        roots = [self.root / split for split in SPLITS] + ([self.extra] if self.extra is not None else [])
-        reasons |= {str(path): OTHER_ENDING for root in roots for path in _pictures_by_another_name(root)}
+            reasons |= {path: why for path, why in zip(paths, pool.map(why_unreadable, paths)) if why}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
-        self._left_out = set(reasons)
+        readable = set(paths) - set(reasons)
+        images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
+        self.images = images[images["path"].isin(readable)].reset_index(drop=True)
+        self._check_classes(reasons)
+        self._check_names()
+        if extra is not None and "extra" not in set(self.images["split"]):
+            raise DatasetError(f"{extra}: no images in its class folders; put some there, or unset DERMA_EXTRA.")
 
-        for split, folder in folders.items():
-            folder.leave_out(self._left_out)
-            stems = pd.Series([Path(path).stem for path, _ in folder.samples])
-            if stems.duplicated().any():
-                # Predictions and truth are joined on this name.
-                name = stems[stems.duplicated()].iloc[0]
-                raise DatasetError(
-                    f"{self.root / split}: two pictures are named '{name}'; give each a name of its own."
-                )
+    def _check_classes(self, reasons: dict[str, str]) -> None:
+        """Refuse a split without readable images of a class."""
+        for split in SPLITS:
             for target, name in enumerate(CLASSES):
-                if target not in folder.targets:
-                    first, reason = next(
-                        (p, r) for p, r in reasons.items() if Path(p).parent == self.root / split / name
-                    )
-                    raise DatasetError(
-                        f"{self.root / split / name}: none of this class's pictures can be read "
-                        f"({Path(first).name}: {reason}); replace them."
-                    )
+                folder = self.root / split / name
+                if ((self.images["split"] == split) & (self.images["target"] == target)).any():
+                    continue
+                for path, reason in reasons.items():
+                    if Path(path).parent == folder:
+                        raise DatasetError(
+                            f"{folder}: none of this class's images can be read ({Path(path).name}: {reason}); "
+                            "replace them."
+                        )
+                raise DatasetError(f"{folder}: no images in this class folder; put at least one JPEG there.")
 
-        self._check_extra_names()
-
-    def _check_extra_names(self) -> None:
-        """Refuse extra pictures with the name of one in validation or test: they would be the same picture."""
-        if self.extra is None:
-            return
-        owner = {Path(path).stem: path for split in SPLITS[1:] for path, _ in self.split(split).samples}
-        for path, _ in _extra_samples(self.extra):
-            if Path(path).stem in owner:
+    def _check_names(self) -> None:
+        """Refuse names that occur twice in a split, and extra images with the name of one that is not trained on."""
+        stems = self.images["path"].map(lambda path: Path(path).stem)
+        for split, names in stems.groupby(self.images["split"]):
+            if split != "extra" and names.duplicated().any():  # predictions and truth are joined on this name
                 raise DatasetError(
-                    f"{path}: has the name of {owner[Path(path).stem]}, which must not be trained on; remove it."
+                    f"{self.root / split}: two images are named '{names[names.duplicated()].iloc[0]}'; "
+                    "give each a name of its own."
                 )
+        measured = self.images["split"].isin(SPLITS[1:])
+        owner = dict(zip(stems[measured], self.images["path"][measured]))
+        for path, stem in zip(self.images["path"], stems):
+            if stem in owner and self.images["split"][self.images["path"] == path].eq("extra").any():
+                raise DatasetError(f"{path}: has the name of {owner[stem]}, which must not be trained on; remove it.")
 
     @property
     def counts(self) -> pd.DataFrame:
-        """Pictures for each split (row) and class (column), with totals."""
-        counts = {split: self.split(split).targets for split in SPLITS}
-        table = pd.DataFrame(
-            [[targets.count(target) for target in range(len(CLASSES))] for targets in counts.values()],
-            index=list(SPLITS),
-            columns=list(CLASSES),
-        )
-        table["all"] = table.sum(axis=1)
+        """Images for each split (row) and class (column), with totals."""
+        table = pd.crosstab(self.images["split"], self.images["target"])
+        table = table.reindex([*SPLITS, *(["extra"] if "extra" in table.index else [])])
+        table = table.reindex(columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
+        table = table.rename_axis(None).assign(all=table.sum(axis=1))
         table.loc["all"] = table.sum()
         return table
 
-    def leave_out(self, paths: set[str]) -> None:
-        """Drop pictures from every split, such as those that :func:`derma.check.training_leaks` finds.
+    def split(self, *names: str) -> pd.DataFrame:
+        """Return the rows of :attr:`images` of these splits, in that order."""
+        return pd.concat([self.images[self.images["split"] == name] for name in names], ignore_index=True)
+
+    def remove(self, paths: set[str]) -> None:
+        """Drop images from every split, such as those that :func:`derma.leaks.training_leaks` finds.
 
         Args:
-            paths: files, as in the ``samples`` of :meth:`split`.
+            paths: files, as in :attr:`images`.
 
         Raises:
-            DatasetError: a class of a split would be left without pictures; nothing is dropped then.
+            DatasetError: a class of a split would be left without images; nothing is dropped then.
         """
+        kept = self.images[~self.images["path"].isin(paths)].reset_index(drop=True)
         for split in SPLITS:
-            left = {target for path, target in self.split(split).samples if path not in paths}
-            for target in sorted(set(range(len(CLASSES))) - left):
-                raise DatasetError(f"{self.root / split / CLASSES[target]}: no picture would be left in this class.")
-        self._left_out |= paths
-
-    def split(self, split: str, transform: Callable | None = None, side: int | None = None) -> LesionFolder:
-        """Return one split (``"train"``, ``"valid"`` or ``"test"``) without its unreadable pictures.
-
-        Args:
-            split: its name.
-            transform: applied to the PIL picture.
-            side: pictures are squeezed into squares of so many pixels; by default they stay as they are.
-        """
-        loader = load_image if side is None else partial(load_square, side=side)
-        folder = LesionFolder(self.root / split, transform, loader, self.extra if split == "train" else None)
-        folder.leave_out(self._left_out)
-        return folder
-
-    def pool(self, transform: Callable | None = None, side: int | None = None) -> LesionFolder:
-        """Return the pictures of the training split, then those of the validation split, as one; see :meth:`split`."""
-        folder = self.split("train", transform, side)
-        folder.append(self.split("valid"))
-        return folder
+            for target in sorted(set(range(len(CLASSES))) - set(kept["target"][kept["split"] == split])):
+                raise DatasetError(f"{self.root / split / CLASSES[target]}: no image would be left in this class.")
+        self.images = kept
 
 
-class KeptPictures(torch.utils.data.Dataset):
-    """The squares of a split, each decoded once, then kept for every epoch and every worker process.
-
-    They lie in memory that torch shares among processes, however those were started, and that goes with the last of
-    them, even if it is killed.
-
-    Args:
-        folder: a split of :class:`LesionData`, with a ``side``.
-        side: of its squares, in pixels.
-    """
-
-    def __init__(self, folder: LesionFolder, side: int):
-        self.folder = folder
-        self._pictures = torch.empty((len(folder), side, side, 3), dtype=torch.uint8).share_memory_()
-        self._there = torch.zeros(len(folder), dtype=torch.bool).share_memory_()
-
-    @staticmethod
-    def size_of(folder: LesionFolder, side: int) -> int:
-        """Return how many bytes the pictures of a split would take."""
-        return len(folder) * side * side * 3
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> tuple:
-        path, target = self.folder.samples[index]
-        if not self._there[index]:
-            self._pictures[index] = torch.from_numpy(np.array(self.folder.loader(path)))
-            self._there[index] = True
-        picture = Image.fromarray(self._pictures[index].numpy())
-        return picture if self.folder.transform is None else self.folder.transform(picture), target
+def seed_from(*numbers: int) -> int:
+    """Return one seed for several numbers, such that neighbours have nothing in common."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def keep_if_small(folder: LesionFolder, side: int, share: float = 0.25) -> torch.utils.data.Dataset:
-    """Return a split whose pictures are decoded once and kept, if the memory allows it; else the split as it is.
-
-    Args:
-        folder: a split of :class:`LesionData`, with a ``side``.
-        side: of its squares, in pixels.
-        share: of the memory that is free now, how much they may take, from 0 to 1. Of several processes that torchrun
-            started on one machine, each has its part of it.
-    """
+def _fits_in_memory(size: int) -> bool:
+    """Return whether a cache of so many bytes is a fair share of what is free, for each process of this machine."""
     room = psutil.virtual_memory().available
     if Path("/dev/shm").is_dir():  # where Linux keeps shared memory; a container may have little of it
         room = min(room, shutil.disk_usage("/dev/shm").free)
-    share /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return KeptPictures(folder, side) if KeptPictures.size_of(folder, side) <= share * room else folder
+    return size <= CACHE_SHARE * room / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-class EpochOrder(torch.utils.data.Sampler):
-    """The order of a training epoch, by seed and epoch alone, so that a resumed run needs no more than its number.
+class LesionImages(Dataset):
+    """Images, squashed into squares of one size, with their classes.
 
-    It yields ``epoch * length + index`` for :class:`SeededItems` to take apart.
+    Each file is decoded once: the squares stay in memory that worker processes share, if it is large enough. Sets made
+    by :meth:`subset` and :meth:`augmented` share that cache.
 
     Args:
-        length: how many items there are, and how many are drawn.
-        seed: see above.
-        odds: (length,) above 0: items are drawn with replacement, each so many times as often; by default each once.
+        images: rows of :attr:`LesionData.images`.
+        size: side of the squares in pixels.
+        transform: applied to the PIL image; random ones depend on seed, epoch and image alone, see ``augmented``.
+
+    Attributes:
+        paths: (N,) files. ids: (N,) text. targets: (N,) class numbers.
+    """
+
+    def __init__(self, images: pd.DataFrame, size: int, transform: Callable | None = None):
+        self.size, self.transform, self.seed = size, transform, None
+        self.paths, self.ids = images["path"].tolist(), images["id"].tolist()
+        self.targets = images["target"].to_numpy()
+        self._rows = np.arange(len(images))
+        self._cache = self._cached = None
+        if _fits_in_memory(len(images) * size * size * 3):
+            self._cache = torch.empty((len(images), size, size, 3), dtype=torch.uint8).share_memory_()
+            self._cached = torch.zeros(len(images), dtype=torch.bool).share_memory_()
+
+    def _copy(self, **changes: object) -> LesionImages:
+        copy = object.__new__(LesionImages)
+        vars(copy).update(vars(self) | changes)
+        return copy
+
+    def subset(self, rows: np.ndarray) -> LesionImages:
+        """Return the images at these places."""
+        paths, ids = ([values[row] for row in rows] for values in (self.paths, self.ids))
+        return self._copy(paths=paths, ids=ids, targets=self.targets[rows], _rows=self._rows[rows])
+
+    def augmented(self, transform: Callable, seed: int) -> LesionImages:
+        """Return the same images with a random transform, which the seed, the epoch and the image decide alone."""
+        return self._copy(transform=transform, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _square(self, index: int) -> Image.Image:
+        row = self._rows[index]
+        if self._cache is None:
+            return load_square(self.paths[index], self.size)
+        if not self._cached[row]:
+            self._cache[row] = torch.from_numpy(np.array(load_square(self.paths[index], self.size)))
+            self._cached[row] = True
+        return Image.fromarray(self._cache[row].numpy())
+
+    def __getitem__(self, number: int) -> tuple:
+        """Return ``(image, target)``; ``number`` is ``epoch * len(self) + index``, see :class:`EpochOrder`."""
+        epoch, index = divmod(int(number), len(self))
+        image, target = self._square(index), int(self.targets[index])
+        if self.transform is None:
+            return image, target
+        if self.seed is None:
+            return self.transform(image), target
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators too.
+            torch.default_generator.manual_seed(seed_from(self.seed, epoch, int(self._rows[index])))
+            return self.transform(image), target
+
+
+class EpochOrder(Sampler):
+    """The order of a training epoch, by seed and epoch alone, so that a resumed run needs no more than its number.
+
+    It yields ``epoch * length + index``.
 
     Attributes:
         epoch: from 0; goes up by itself, or by ``set_epoch``, as Accelerate and DistributedSampler do it.
     """
 
-    def __init__(self, length: int, seed: int, odds: torch.Tensor | None = None):
-        self.length, self.seed, self.odds, self.epoch = length, seed, odds, 0
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -387,48 +318,8 @@ class EpochOrder(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        if self.odds is None:
-            order = torch.randperm(self.length, generator=generator)
-        else:
-            order = torch.multinomial(self.odds.double(), self.length, replacement=True, generator=generator)
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_from(self.seed, epoch)))
         yield from (epoch * self.length + order).tolist()
-
-
-class SeededItems(torch.utils.data.Dataset):
-    """A data set whose random augmentation depends on seed, epoch and item: on no worker, and on nothing before it."""
-
-    def __init__(self, dataset: torch.utils.data.Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int):
-        epoch, index = divmod(number, len(self.dataset))
-        before = torch.get_rng_state()
-        # Not torch.manual_seed, which would seed the accelerators too.
-        torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
-        try:
-            return self.dataset[index]
-        finally:
-            torch.set_rng_state(before)
-
-
-class _Rows(torch.utils.data.Dataset):
-    """A TensorDataset that gives a whole batch at once: row by row would take longer than training a head on them.
-
-    Nothing is random in it, so that of the numbers of :class:`EpochOrder` the index alone counts.
-    """
-
-    def __init__(self, dataset: torch.utils.data.TensorDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, numbers: list[int]) -> tuple[torch.Tensor, ...]:  # DataLoader asks for batches by it
-        return self.dataset[torch.tensor(numbers) % len(self.dataset)]
 
 
 def _keep_batch(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -436,58 +327,69 @@ def _keep_batch(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return batch
 
 
-def _mix(*numbers: int) -> int:
-    """Return one seed of several, such that neighbours have nothing in common."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _step_back(worker: int) -> None:
+def _lower_priority(worker: int) -> None:
     """Give a worker process less priority: on a CPU it would else take its turns from the network's threads, which wait
-    for each other at every layer, so that each turn counts twice. Not the least: beside other programs it would starve,
-    and the network with it."""
+    for each other at every layer, so that each turn counts twice. Not the least: next to other programs it would
+    starve, and the network with it."""
     if hasattr(os, "nice"):
         os.nice(5)
 
 
-def make_loader(
-    dataset: torch.utils.data.Dataset,
-    batch_size: int,
-    *,
-    shuffle: bool = False,
-    seed: int = 0,
-    workers: int = 0,
-    odds: torch.Tensor | None = None,
-) -> DataLoader:
-    """Return a DataLoader over ``dataset`` whose order and augmentation depend on ``seed`` and the epoch alone.
+def default_workers() -> int:
+    """Return how many worker processes suit this machine: a core each, shared by its processes, from 2 to 8."""
+    return max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
-    Not on the number of workers or of processes, and not on what was drawn before.
+
+def make_loader(
+    dataset: Dataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, workers: int | None = None
+) -> DataLoader:
+    """Return a DataLoader over ``dataset`` whose order depends on ``seed`` and the epoch alone.
 
     Args:
-        dataset: anything with a length and items that the default collation can stack; of a TensorDataset whole batches
-            are taken at once.
+        dataset: a :class:`LesionImages`, or a set that gives whole batches by ``__getitems__``, such as
+            :class:`derma.features.Features`: it lies in memory, and sending it between processes would take longer.
         batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
-        shuffle: a new seeded order and new random numbers for every epoch; for the training split only. Items that do
-            not fill a batch are left to another epoch's order: batch normalisation fails on a batch of one, and a
-            small batch's gradient would count as much as a whole one's.
+        shuffle: a new seeded order for every epoch; for training only. Items that do not fill a batch are left to
+            another epoch's order: batch normalisation fails on a batch of one.
         seed: see above.
-        workers: processes that prepare batches; 0 does it in this process.
-        odds: with ``shuffle``, how often each item is drawn compared to others; see :class:`EpochOrder`.
+        workers: processes that prepare batches; 0 does it in this process, None is :func:`default_workers`.
     """
-    whole = isinstance(dataset, torch.utils.data.TensorDataset)
-    if whole:
-        dataset = _Rows(dataset)
-    elif shuffle:
-        dataset = SeededItems(dataset, seed)
+    whole = hasattr(dataset, "__getitems__")
+    workers = 0 if whole else default_workers() if workers is None else workers
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochOrder(len(dataset), seed, odds) if shuffle else None,
+        sampler=EpochOrder(len(dataset), seed) if shuffle else None,
         drop_last=shuffle,
         collate_fn=_keep_batch if whole else None,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=None if torch.cuda.is_available() else _step_back,
-        # DataLoader draws its workers' seeds from it: the global generator is left to the network's dropout.
+        worker_init_fn=None if torch.cuda.is_available() else _lower_priority,
+        # DataLoader draws its workers' seeds from it: the global generator is left to the network.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def open_data(root: Path, extra: Path | None = None, *, drop_leaks: bool, trained: tuple[str, ...]) -> LesionData:
+    """Open a data folder for a notebook: draw ``data/sample`` if it is missing, and say which images are removed.
+
+    Args:
+        root, extra: see :class:`LesionData`.
+        drop_leaks: remove the images of ``trained`` splits that show a photograph of another split.
+        trained: the splits that will be trained on.
+    """
+    from derma.leaks import training_leaks  # which, as the sample, needs what is above
+    from derma.sample import draw_sample
+
+    if root == Path("data/sample") and not root.exists():
+        draw_sample(root)
+    data = LesionData(root, extra)
+    if len(data.unreadable):
+        print(f"Removed, since they cannot be read: {len(data.unreadable)} files, such as")
+        print(data.unreadable.head(5).to_string(index=False))
+    if drop_leaks:
+        leaks = training_leaks(data.images, trained)
+        data.remove(set(leaks["train"]))
+        print(f"Removed, since they show a photograph of another split: {leaks['train'].nunique()} images.")
+    return data

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 
 def write_bytes(content: bytes, file: str | os.PathLike) -> None:
@@ -21,6 +26,23 @@ def write_text(text: str, file: str | os.PathLike) -> None:
     write_bytes(text.encode(), file)
 
 
+def as_json(value: object) -> object:
+    """Return a nested value as JSON can hold it: numbers that are not finite become null."""
+    if is_dataclass(value):
+        return as_json(asdict(value))
+    if isinstance(value, pd.DataFrame):
+        return as_json(value.to_dict(orient="records"))
+    if isinstance(value, dict):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [as_json(each) for each in value]
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if isinstance(value, Path):
+        return value.as_posix()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(content: object, file: str | os.PathLike) -> None:
-    """Write what JSON can hold, indented."""
-    write_text(json.dumps(content, indent=2) + "\n", file)
+    """Write what :func:`as_json` returns, indented."""
+    write_text(json.dumps(as_json(content), indent=2) + "\n", file)

@@ -1,34 +1,58 @@
-"""The names of the notebooks' settings in the environment, so that a misspelt one is not ignored in silence."""
+"""Read a notebook's settings: the environment over the data folder's recipe over the defaults."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import json
 import os
-from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
 
 PREFIX = "DERMA_"
-# Of either notebook: `make run` hands the same environment to both. A test compares it with the notebooks.
-EVERY = frozenset(
-    {
-        "ablation_epochs", "accumulate", "augmentation", "augmented_views", "average_head", "balance", "batch_size",
-        "batchnorm", "blank", "channels", "code", "compile", "data", "drop_leaks", "dropout", "ema", "epochs",
-        "evaluate", "extra", "folds", "frozen", "head_epochs", "head_layers", "image_size", "keep", "kept_epoch",
-        "label_smoothing", "learning_rate", "lr_backbone", "lr_head", "model", "neighbours", "patience", "perplexity",
-        "pooled_layers", "precision", "precompute", "results", "resume", "schedule", "seed", "seeds", "start_from_head",
-        "structure", "test_size", "tta", "tuned_from", "warmup_epochs", "weight_decay", "weights", "workers",
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or has a value that it cannot have; the message is one sentence that says what to type."""
+
+
+def settings_in(notebook: Path) -> set[str]:
+    """Return the names of the settings that a notebook's class ``Settings`` declares."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    classes = [node for source in sources if "class Settings" in source for node in ast.parse(source).body]
+    return {
+        field.target.id
+        for node in classes
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
     }
-)  # fmt: skip
 
 
-def check_names(own: Iterable[str]) -> set[str]:
-    """Return the settings that the environment gives, as lower-case names without the prefix.
+def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> BaseSettings:
+    """Return the settings of a run.
 
     Args:
-        own: the names that the calling notebook has.
+        settings: a class of settings with the prefix ``DERMA_``, one of which is ``data``, a folder.
+        recipes: by the data folder's name, values that replace the defaults; the environment replaces both.
 
     Raises:
-        ValueError: there is a ``DERMA_`` variable that neither notebook knows.
+        SettingsError: a value is wrong, or the environment holds a ``DERMA_`` name that neither this notebook nor
+            another one in the repository knows (`make run` hands the same environment to both).
     """
+    own = set(settings.model_fields)
     given = {name[len(PREFIX) :].lower() for name in os.environ if name.upper().startswith(PREFIX)}
-    for name in sorted(given - EVERY):
-        raise ValueError(f"{PREFIX}{name.upper()} is not a setting; there are {', '.join(own)}, after {PREFIX}.")
-    return given & set(own)
+    for name in sorted(given - own - set().union(*map(settings_in, ROOT.glob("*.ipynb")))):
+        close = difflib.get_close_matches(name, own, n=1, cutoff=0)[0]
+        raise SettingsError(f"{PREFIX}{name.upper()} is not a setting; did you mean {PREFIX}{close.upper()}?")
+    try:
+        recipe = recipes.get(settings().data.absolute().name, {})
+        return settings(**{name: value for name, value in recipe.items() if name not in given})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name, allowed = str(wrong["loc"][0]).upper(), wrong["msg"][0].lower() + wrong["msg"][1:]
+        raise SettingsError(f"{PREFIX}{name} is '{wrong['input']}': {allowed}.") from None

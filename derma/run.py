@@ -1,0 +1,363 @@
+"""What surrounds a visible training loop: seeds, atomic checkpoints, history, TensorBoard, several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, gather_object
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from derma.commands import progress
+
+KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch, and ask cuDNN for algorithms that repeat.
+
+    The same seed gives the same numbers on the same CPU with the same number of threads. Not across machines, and on a
+    GPU only nearly: some of its kernels add in any order (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for libraries that still draw from the global state
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def best_precision() -> str:
+    """Return the arithmetic that is fast on this machine: ``"bf16"``, ``"fp16"`` or ``"no"`` (single precision).
+
+    On a CPU, bfloat16 pays only with instructions made for it (AMX, or AVX-512's dot products of bfloat16, with which a
+    ResNet50 trains 1.8 times as fast); without them it is emulated and slower.
+    """
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.12 on
+    made_for_it = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return "bf16" if not torch.backends.mps.is_available() and made_for_it else "no"
+
+
+def start(seed: int, precision: str) -> Accelerator:
+    """Seed everything, find the device, and say in one line what this run computes with.
+
+    Args:
+        seed: of all random numbers.
+        precision: ``"no"``, ``"bf16"``, ``"fp16"``, or ``"auto"`` for :func:`best_precision`.
+    """
+    if "ipykernel" not in sys.modules:  # in a terminal figures go to files alone, and no window holds the run up
+        matplotlib.use("agg")
+    seed_everything(seed)
+    accelerator = Accelerator(
+        mixed_precision=best_precision() if precision == "auto" else precision,
+        cpu=not torch.accelerator.is_available(),  # explicit, for several processes on CPUs
+        dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),  # copies while it computes
+    )
+    if not accelerator.is_main_process:  # of several processes, one prints
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    print(
+        f"torch {torch.__version__}, {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{torch.get_num_threads()} threads, precision {accelerator.mixed_precision}"
+    )
+    return accelerator
+
+
+def to_device(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return a network on the accelerator's device, channels last, ready to be trained by several processes."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # statistics of the batches of all GPUs together
+    return network.to(accelerator.device, memory_format=torch.channels_last)
+
+
+def share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's buffers: each has seen other batches' statistics."""
+    if accelerator.num_processes > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def get_rng_state() -> dict:
+    """Return the states of the global random generators of Python, NumPy, torch and the GPUs."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
+    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return state | {"mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what :func:`get_rng_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def serialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """Return a nested state as JSON can hold it; its tensors and arrays go into ``tensors``."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        key = f"{len(tensors):06}"
+        tensors[key] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"array" if isinstance(value, np.ndarray) else "tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[serialise(key, tensors), serialise(each, tensors)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [serialise(each, tensors) for each in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def deserialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
+    """Undo :func:`serialise`."""
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "dict":
+        return {deserialise(key, tensors): deserialise(each, tensors) for key, each in content}
+    if kind in ("list", "tuple"):
+        return {"list": list, "tuple": tuple}[kind](deserialise(each, tensors) for each in content)
+    return tensors[content].numpy() if kind == "array" else tensors[content]
+
+
+def _hash(about: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Return a hash of all that a file holds: the lengths in it would not show a page left unwritten."""
+    digest = hashlib.sha256(about.encode())
+    for key in sorted(tensors):
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_state(state: dict, file: Path, settings: dict) -> None:
+    """Write a nested dict of tensors, arrays, numbers, texts, lists and tuples as safetensors, all or nothing."""
+    tensors: dict[str, torch.Tensor] = {}
+    about = json.dumps({"state": serialise(state, tensors), "settings": settings})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".part")
+    save_file(tensors, partial, metadata={"about": about, "sha256": _hash(about, tensors)})
+    os.replace(partial, file)
+
+
+def load_state(file: Path) -> dict:
+    """Return what :func:`save_state` wrote; nothing is unpickled.
+
+    Raises:
+        ValueError: the file is missing, torn or changed.
+    """
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - it is no dict
+        if _hash(metadata["about"], tensors) != metadata["sha256"]:
+            raise ValueError("its contents have changed")
+        return deserialise(json.loads(metadata["about"])["state"], tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged ({error}).") from None
+
+
+def restore(part: object, state: dict) -> None:
+    """Load a state into a network, an optimizer or whatever else has ``load_state_dict``.
+
+    An optimizer's moments are laid out in memory as their parameters are: fused steps go through both in step, and
+    would pair the wrong numbers if one were channels-last and the other not, without a word.
+    """
+    part.load_state_dict(state)
+    optimizer = getattr(part, "optimizer", part)  # Accelerate's wrapper holds torch's
+    if isinstance(optimizer, torch.optim.Optimizer):
+        for parameter, moments in optimizer.state.items():
+            for name, value in moments.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One training: it goes on where an interrupted one stopped, and ends the same, byte for byte.
+
+    After every epoch all that the rest depends on is saved as ``<name>-checkpoint-<digest>-<epoch>.safetensors``. The
+    digest stands for the settings, so that a training with others neither continues nor overwrites these. A finished
+    training leaves ``<folder>/<name>.safetensors``, and is loaded from there when it is run again.
+
+    Args:
+        folder, name: see above.
+        settings: fields with ``exclude=True`` do not change what is trained, and may differ when it is resumed.
+        accelerator: as :func:`start` returns it.
+        network, optimizer, scheduler: what is trained, prepared by the accelerator.
+        images: names of the training images, in order.
+        resume: False trains from the start.
+
+    Attributes:
+        history: a row for each epoch: ``epoch``, what was logged, ``lr``, ``images_per_second``, ``seconds``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: BaseModel,
+        accelerator: Accelerator,
+        *,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        images: list[str],
+        resume: bool = True,
+    ):
+        self.folder, self.name, self.accelerator, self.resume = Path(folder), name, accelerator, resume
+        self.network = accelerator.unwrap_model(network)
+        self.parts = {"network": self.network, "optimizer": optimizer, "scheduler": scheduler}
+        if accelerator.scaler is not None:  # float16
+            self.parts["scaler"] = accelerator.scaler
+        self.settings = settings.model_dump(mode="json") | {
+            "precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "images": hashlib.sha256("\n".join(images).encode()).hexdigest()[:8],
+        }
+        self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        self._rows: list[dict] = []
+        # With accumulation or float16, a first step may be skipped, of which torch warns the scheduler.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return pd.DataFrame(self._rows)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.name}-checkpoint-{self.digest}"
+
+    def _checkpoints(self) -> list[Path]:
+        """Return this training's checkpoints, the last first."""
+        return sorted(self.folder.glob(f"{self._prefix}-*.safetensors"), reverse=True)
+
+    def remaining(self, epochs: int) -> Iterator[int]:
+        """Yield the epochs, from 1, that are not trained yet; after the last one, write the trained network."""
+        final = self.folder / f"{self.name}.safetensors"
+        if self.resume and self._load_finished(final):
+            print(f"{self.name}: trained before, {len(self._rows)} epochs.")
+            return
+        if self.resume:
+            self._load_checkpoint()
+        self.accelerator.wait_for_everyone()
+        self._writer = None
+        if self.accelerator.is_main_process:
+            log = self.folder / "tensorboard" / f"{self.name}-{self.digest}"
+            self._writer = SummaryWriter(log, purge_step=len(self._rows) + 1)
+        for epoch in range(len(self._rows) + 1, epochs + 1):
+            self._started, self._seen, self._logged = time.perf_counter(), 0, {}
+            yield epoch
+        share_buffers(self.network, self.accelerator)
+        if self.accelerator.is_main_process:
+            self._writer.close()
+            state = {"network": self.network.state_dict(), "digest": self.digest, "history": self._rows}
+            save_state(state, final, self.settings)
+            for file in self._checkpoints():
+                file.unlink()
+        self.accelerator.wait_for_everyone()
+
+    def progress(self, loader: Iterable, epoch: int) -> Iterator:
+        """Yield the batches of an epoch under a progress bar.
+
+        Raises:
+            ValueError: the training images do not fill one batch.
+        """
+        if len(loader) == 0:
+            raise ValueError("The training images do not fill one batch; set DERMA_BATCH_SIZE lower.")
+        loader.set_epoch(epoch - 1)
+        for batch in progress(loader, desc=f"epoch {epoch}", unit="batch"):
+            self._seen += len(batch[0]) * self.accelerator.num_processes
+            yield batch
+
+    def log(self, **values: torch.Tensor) -> None:
+        """Note numbers of a batch; their means over the epoch go into the history."""
+        for name, value in values.items():
+            self._logged.setdefault(name, []).append(value.detach())  # stays on its device: nothing waits for it
+
+    def end_epoch(self, **metrics: float) -> None:
+        """Print and save an epoch.
+
+        Args:
+            metrics: further numbers for the history.
+
+        Raises:
+            ValueError: a number that was logged is not finite.
+        """
+        seconds = time.perf_counter() - self._started
+        logged = {name: torch.stack(values) for name, values in self._logged.items()}
+        logged = {name: self.accelerator.reduce(values, "mean").tolist() for name, values in logged.items()}
+        numbers = {name: float(np.mean(values)) for name, values in logged.items()} | metrics
+        epoch = len(self._rows) + 1
+        for name, value in numbers.items():
+            if name in logged and not math.isfinite(value):
+                raise ValueError(f"Epoch {epoch}: {name} is not finite; set the learning rates lower.")
+        rate = {"lr": self.parts["scheduler"].get_last_lr()[0], "images_per_second": self._seen / seconds}
+        self._rows.append({"epoch": epoch, **numbers, **rate, "seconds": seconds})
+        rng = gather_object([get_rng_state()])  # of every process
+        if self.accelerator.is_main_process:
+            for name, value in self._rows[-1].items():
+                self._writer.add_scalar(name, value, epoch)
+            self._writer.flush()
+            self._save_checkpoint(epoch, rng)
+        print(f"epoch {epoch:3}: " + "  ".join(f"{k} {v:.4f}" for k, v in numbers.items()) + f"  {seconds:.0f} s")
+
+    def _save_checkpoint(self, epoch: int, rng: list[dict]) -> None:
+        file = self.folder / f"{self._prefix}-{epoch:05}.safetensors"
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        save_state(state | {"rng": rng, "history": self._rows}, file, self.settings)
+        past = [old for old in self._checkpoints() if old <= file]  # later epochs are of a course that was given up
+        for old in set(self._checkpoints()) - set(past[:KEPT]):
+            old.unlink()
+
+    def _load_finished(self, file: Path) -> bool:
+        """Load the trained network of these very settings, if there is one."""
+        try:
+            state = load_state(file)
+        except ValueError:
+            return False
+        if state["digest"] != self.digest:
+            return False
+        restore(self.network, state["network"])
+        self._rows = state["history"]
+        return True
+
+    def _load_checkpoint(self) -> None:
+        """Load the last checkpoint that is whole, if there is one."""
+        for file in self._checkpoints():
+            try:
+                state = load_state(file)
+            except ValueError as error:
+                print(error)
+                continue
+            for name, part in self.parts.items():
+                restore(part, state[name])
+            set_rng_state(state["rng"][self.accelerator.process_index])
+            self._rows = state["history"]
+            print(f"{self.name}: resumed after epoch {len(self._rows)}.")
+            return
