@@ -47,13 +47,9 @@ def compare_with_official(images: pd.DataFrame) -> pd.DataFrame:
     return table.loc[wrong, ["problem"]].rename_axis("id").reset_index()
 
 
-def draw_sheet(pairs: pd.DataFrame, side: int = 128, columns: int = 5) -> Image.Image:
-    """Return a sheet of pairs, the second image turned as the first, with their names, splits and agreement.
-
-    Args:
-        pairs: as :func:`derma.leaks.find_leaks` returns it, not empty; ``columns`` of them make a row.
-        side: of each image, in pixels.
-    """
+def draw_sheet(pairs: pd.DataFrame) -> Image.Image:
+    """Return a sheet of the pairs from :func:`derma.leaks.find_leaks`, the second image turned to match the first."""
+    side, columns = 128, 5
     width, height = 2 * side + 8, side + 28
     sheet = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)

@@ -184,9 +184,8 @@ def match(thumbnails: np.ndarray, groups: Sequence | None = None) -> tuple[pd.Da
     return same.drop_duplicates(["first", "second"], ignore_index=True), proposed
 
 
-def copies(digests: Sequence[bytes], groups: Sequence | None = None) -> pd.DataFrame:
-    """Return pairs of equal files, as :func:`match` does: each with the first other one (of another group)."""
-    groups = range(len(digests)) if groups is None else groups
+def copies(digests: Sequence[bytes], groups: Sequence) -> pd.DataFrame:
+    """Return pairs of equal files, as :func:`match` does: each with the first one of another group."""
     places: dict[bytes, list[int]] = {}
     for place, digest in enumerate(digests):
         places.setdefault(digest, []).append(place)
@@ -218,7 +217,9 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
     pairs, _ = match(thumbnails, groups)
     digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
     # Equal files are found by their bytes: the fine measure finds nothing in a plain image, or too few of many copies.
-    pairs = pd.concat([copies(digests, groups), pairs]).drop_duplicates(["first", "second"], ignore_index=True)
+    pairs = pd.concat([copies(digests, range(len(files)) if groups is None else groups), pairs]).drop_duplicates(
+        ["first", "second"], ignore_index=True
+    )
     same = np.array([digests[a] == digests[b] for a, b in zip(pairs["first"], pairs["second"], strict=True)], bool)
     pairs["kind"] = np.select([same, pairs["fine"] >= SURE_FINE], ["same bytes", "near"], "suspected")
     for column in ("first", "second"):

@@ -24,7 +24,7 @@ from traitlets.config import Config
 from derma.commands import Parser
 from derma.files import write_text
 
-# What the kernel's process is started with, unless the environment says otherwise.
+# Set for the kernel's process, unless the environment has them.
 FOR_CPUS = {
     # OpenMP's threads sleep while they wait: spinning, they slow torch down tenfold where anything else uses a core.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -33,17 +33,15 @@ FOR_CPUS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
-
-
 BAR_SECONDS = 55  # a log that has said nothing for this long gets a progress bar's state
 
 
 class TalkingClient(NotebookClient):
-    """An nbclient that also writes what the cells print to this process's output."""
+    """An nbclient that also writes what the cells print to standard output."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.unfinished: list[str] = []  # pieces of a line, where only whole lines are shown
+        self.unfinished: list[str] = []  # pieces of a line that has not ended; for logs
         self.shown_at = time.monotonic()
 
     def process_message(self, msg, cell, cell_index):
@@ -54,7 +52,7 @@ class TalkingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
     def for_log(self, text: str) -> str:
-        """Return the lines that a text ends, or now and then the state of a progress bar."""
+        """Return the lines that ``text`` completes, or the state of a progress bar if the log was silent for long."""
         ended, end, rest = text.rpartition("\n")
         shown, now = [], time.monotonic()
         if end:
@@ -92,11 +90,11 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         os.environ.setdefault(name, value)
     content = nbformat.read(notebook, as_version=4)
     nbformat.validate(content)
-    if output.is_dir():  # to be noticed now, and not after an hour's run
+    if output.is_dir():  # noticed now, not after an hour's run
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as sockets:
-        # Sockets in a folder of our own and not TCP: nobody else can listen, and it spares a warning.
+        # Sockets in a private folder instead of TCP: nobody else can listen, and Jupyter does not warn.
         ipc = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
         client = TalkingClient(
             content,
@@ -133,7 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
         failed = options.output.with_suffix(".failed.ipynb")
         problem = f"{error.ename}: {' '.join(error.evalue.split())}\nWhat was executed is in {failed}"
     except OSError as error:
-        options.notebook, problem = error.filename, f"{error.strerror}; name a notebook and a file to write."
+        options.notebook = error.filename or options.notebook
+        problem = f"{error.strerror}; name a notebook and a file to write."
     except KeyboardInterrupt:
         code, problem = 130, "stopped."
     except DeadKernelError:

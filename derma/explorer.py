@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import os
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -98,10 +99,8 @@ def write_explorer(
     extra = [", ".join(f"{name} {value:.3g}" for name, value in line.items()) for _, line in numbers.iterrows()]
     source = ColumnDataSource(
         {
-            "x": table["x"].to_numpy(np.float32),
-            "y": table["y"].to_numpy(np.float32),
-            "name": table["name"].astype(str).tolist(),
-            "label": table["label"].astype(str).tolist(),
+            **{axis: table[axis].to_numpy(np.float32) for axis in ("x", "y")},
+            **{text: table[text].astype(str).tolist() for text in ("name", "label")},
             "about": [", ".join(filter(None, each)) for each in zip(table["label"], table["split"], extra)],
             "thumbnail": [_data_url(load_square(path, THUMBNAIL)) for path in table["file"]],
             "near": neighbours.tolist(),
@@ -147,11 +146,9 @@ def _data_url(image: Image.Image) -> str:
 def _by_category(values: pd.Series, signs: list[str]) -> tuple[list[str], str]:
     """Return each value's colour, and the legend as HTML."""
     codes, names = pd.factorize(values, sort=True)
-    legend = [
-        f'<span style="color:{COLOURS[k % len(COLOURS)]}">{signs[k % len(signs)]}</span> {html.escape(str(name))}'
-        for k, name in enumerate(names)
-    ]
-    return [COLOURS[code % len(COLOURS)] for code in codes], " &nbsp; ".join(legend)
+    keys = (f'<span style="color:{colour}">{sign}</span> ' for colour, sign in zip(cycle(COLOURS), cycle(signs)))
+    legend = " &nbsp; ".join(key + html.escape(str(name)) for key, name in zip(keys, names))
+    return [COLOURS[code % len(COLOURS)] for code in codes], legend
 
 
 def _by_number(values: pd.Series) -> tuple[list[str], str]:

@@ -40,61 +40,47 @@ def test_the_page_is_one_file_without_links(file):
     assert "Map of &lt;tiny&gt;" in tags and "Map of <tiny>" not in tags and "24 images &amp; no more." in tags
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here; apt-get install chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
+def test_pointer_click_neighbours_search_colours_and_a_phone(file):
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]).new_page()
+        page.set_default_timeout(10_000)
+        requests, errors = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else 0)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"file://{file}")
+        page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.index && Bokeh.documents[0].is_idle")
+        status, neighbours = page.get_by_role("status"), page.locator("#neighbours").get_by_role("button")
 
+        x, y = page.evaluate(WHERE, 8)
+        page.mouse.move(x - 3, y)
+        page.mouse.move(x, y)
+        page.get_by_text(NAMES[8]).first.wait_for(state="visible")
+        assert page.locator("img[src^='data:image/jpeg']").first.evaluate("image => image.naturalWidth") == 72
+        page.mouse.click(x, y)
+        neighbours.first.wait_for()
+        assert status.inner_text().startswith(NAMES[8])
+        assert neighbours.count() == 10 and neighbours.first.get_attribute("title") == NAMES[7]
+        neighbours.first.focus()
+        page.keyboard.press("Enter")  # no mouse needed
+        status.get_by_text(NAMES[7]).first.wait_for()
 
-@pytest.fixture
-def page(browser, file):
-    page = browser.new_page(viewport={"width": 1100, "height": 1000})
-    page.set_default_timeout(5000)
-    requests, errors = [], []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"file://{file}")
-    page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.index && Bokeh.documents[0].is_idle")
-    yield page
-    page.close()
-    assert not errors and [url for url in requests if not url.startswith("data:")] == [f"file://{file}"]
-
-
-def test_pointer_click_and_neighbours(page):
-    x, y = page.evaluate(WHERE, 8)
-    page.mouse.move(x - 3, y)
-    page.mouse.move(x, y)
-    page.get_by_text(NAMES[8]).first.wait_for(state="visible")
-    assert page.locator("img[src^='data:image/jpeg']").first.evaluate("image => image.naturalWidth") == 72
-    page.mouse.click(x, y)
-    neighbours = page.locator("#neighbours").get_by_role("button")
-    neighbours.first.wait_for()
-    assert page.get_by_role("status").inner_text().startswith(NAMES[8])
-    assert neighbours.count() == 10 and neighbours.first.get_attribute("title") == NAMES[7]
-    neighbours.first.focus()
-    page.keyboard.press("Enter")  # no mouse needed
-    page.wait_for_function(f"() => {SOURCE}.selected.indices[0] === 7")
-    page.get_by_role("status").get_by_text(NAMES[7]).first.wait_for()
-
-
-def test_search(page):
-    search = page.get_by_label("Search by file name")
-    for typed, answer in (("image_20", NAMES[20]), ("o'brien & co", NAMES[23]), ("nobody", "No file has this name.")):
-        search.fill(typed)
-        search.press("Enter")
-        page.get_by_role("status").get_by_text(answer).first.wait_for()
-
-
-def test_colours_change_and_it_fits_a_phone(page):
-    for way, number in (("error", 24), ("split", 1), ("class", 3)):
-        page.get_by_label("Colour by").select_option(way)
-        page.wait_for_function(f"() => new Set({SOURCE}.data.colour).size === {number}")
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("document.scrollingElement.scrollWidth <= 390")
-    assert page.get_by_label("Search by file name").bounding_box()["width"] >= 120
+        search = page.get_by_label("Search by file name")
+        for typed, answer in (
+            ("image_20", NAMES[20]),
+            ("o'brien & co", NAMES[23]),
+            ("nobody", "No file has this name."),
+        ):
+            search.fill(typed)
+            search.press("Enter")
+            status.get_by_text(answer).first.wait_for()
+        for way, number in (("error", 24), ("split", 1), ("class", 3)):
+            page.get_by_label("Colour by").select_option(way)
+            page.wait_for_function(f"() => new Set({SOURCE}.data.colour).size === {number}")
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_function("document.scrollingElement.scrollWidth <= 390")
+        assert search.bounding_box()["width"] >= 120
+        assert not errors and [url for url in requests if not url.startswith("data:")] == [f"file://{file}"]
