@@ -1,14 +1,16 @@
 """Score predictions for part 3 of the ISIC 2017 challenge, with confidence intervals.
 
-    python get_results.py results.csv                            # the three scores and all that goes with them
-    python get_results.py results.csv 0.4                        # melanoma at another threshold
-    python get_results.py results.csv --compare other.csv        # is one better than the other, or is it luck?
-    python get_results.py --ensemble a.csv b.csv --out mean.csv  # score the mean of several predictions, and keep it
-    python get_results.py 0.4 --ensemble a.csv b.csv             # the same, at another threshold
+    python get_results.py results.csv                     # the three scores, thresholds and calibration
+    python get_results.py results.csv 0.4                 # melanoma at another threshold
+    python get_results.py results.csv --compare other.csv # is one better than the other, or is it chance?
+    python get_results.py --ensemble models/a/results.csv models/b/results.csv --out models/m/results.csv
+    python get_results.py 0.4 --ensemble a.csv b.csv      # the mean of several predictions, at another threshold
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
-The truth is the ground_truth.csv beside the predictions, or else the one in this folder, unless --truth names another
-file; rows are joined on the Id's file name. Figures go to images/scores/.
+The truth is the ground_truth.csv in the folder of the predictions, or else the one in this folder, unless --truth names
+another file; rows are joined on the Id's file name. If that folder holds a held_out.csv too, with predictions for the
+training images by networks that were not trained on them, a threshold and a calibration are chosen on those. --ensemble
+averages both, and --out writes both, with the truth. Figures go to images/scores/.
 """
 
 import argparse
@@ -24,10 +26,11 @@ import pandas as pd
 
 from derma import scoring
 from derma.commands import Parser, whole_number
-from derma.tables import Table, TableError, join, read_table, write_table
+from derma.tables import Table, TableError, join, read_table, truth_from_ids, write_table
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
-FEW = 10  # pictures of a class
+CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
+FEW = 10  # images of a class
 
 
 def number_from_0_to_1(text: str) -> float:
@@ -41,6 +44,18 @@ def number_from_0_to_1(text: str) -> float:
     return number
 
 
+def held_out_files(predictions: list[Path]) -> tuple[list[Path], list[str]]:
+    """Return the held_out.csv in the folder of each file, none unless each file has its own; and a warning if some."""
+    files = [file.with_name("held_out.csv") if file.name else file for file in predictions]
+    missing = [str(file) for file in files if not file.is_file()]
+    if not missing and len({file.resolve() for file in files}) == len(files):
+        return files, []
+    if len(missing) == len(files):
+        return [], []
+    what = f"there is no {missing[0]}" if missing else "two of the files share a folder"
+    return [], [f"No held_out.csv is averaged: {what}; each file needs its own."]
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read and check the command line; what is wrong ends the program with exit code 2."""
     parser = Parser(
@@ -49,11 +64,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("results", nargs="?", help="predictions, as probabilities")
     parser.add_argument("threshold", nargs="?", help="melanoma at or above it, from 0 to 1 (default: 0.5)")
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="default: ground_truth.csv beside the predictions")
+    parser.add_argument("--truth", type=Path, metavar="FILE", help="default: ground_truth.csv in their folder")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="test the difference to these predictions")
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="FILE", help="score the mean of these predictions")
-    parser.add_argument("--by-rank", action="store_true", help="with --ensemble: average ranks, not probabilities")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="with --ensemble: write the averaged predictions")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with --ensemble: write the mean")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of text")
     parser.add_argument(
         "--figures",
@@ -72,96 +86,116 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         options.results, options.threshold = None, options.results
     if (options.results is None) == (options.ensemble is None):
         parser.error("name one file of predictions, or several after --ensemble")
-    if (options.out or options.by_rank) and not options.ensemble:
-        parser.error("--out and --by-rank go with --ensemble")
+    if options.out and not options.ensemble:
+        parser.error("--out goes with --ensemble")
     if options.show and str(options.figures) == "none":
-        parser.error("--show has nothing to show with --figures none")
+        parser.error("--show needs figures; remove --figures none")
     try:
         options.threshold = number_from_0_to_1(options.threshold or "0.5")
     except argparse.ArgumentTypeError as error:
         parser.error(f"the threshold {error}")
     options.predictions = options.ensemble or [Path(options.results)]
     if options.truth is None:
-        beside = options.predictions[0].parent / "ground_truth.csv"
-        options.truth = beside if beside.exists() else Path("ground_truth.csv")
+        own = options.predictions[0].parent / "ground_truth.csv"
+        options.truth = own if own.exists() else Path("ground_truth.csv")
+    options.held_out, options.warnings = held_out_files(options.predictions)
     if options.out and not options.out.name:
         parser.error(f"--out '{options.out}' is no file; name one")
-    read = [*options.predictions, options.truth, *([options.compare] if options.compare else [])]
-    if options.out and options.out.resolve() in {file.resolve() for file in read}:
-        parser.error(f"--out {options.out} would overwrite a file that is read; name another")
+    read = [*options.predictions, options.truth, *options.held_out, *([options.compare] if options.compare else [])]
+    if options.out and options.out.name in ("held_out.csv", "ground_truth.csv"):
+        parser.error(f"--out {options.out} is the name of another file that is written there; name it results.csv")
+    written = [options.out, options.out.with_name("held_out.csv")] if options.out else []
+    for file in written[: 2 if options.held_out else 1]:
+        if file.resolve() in {each.resolve() for each in read}:
+            parser.error(f"--out {options.out} would overwrite {file}, which is read; name a file in another folder")
     return options
 
 
 @dataclass
 class Loaded:
-    """What was read: predictions joined with the truth, and what to say about them.
+    """What was read: predictions joined with the truth, and the warnings about them.
 
     Attributes:
         joined: the predictions to report on; see ``derma.tables.join``.
         truth: as it was read.
-        identifiers: the Ids as they stand in the first file, by its index.
         warnings: one sentence each.
-        parts: the scores of an ensemble's files and of their two kinds of mean; empty for a single file.
+        parts: the scores of an ensemble's files and of their mean; empty for a single file.
+        held_out: out-of-fold predictions joined with the truth of their Ids, if there are any.
+        identifiers: the Ids as they stand in the first files, by the indices of ``joined`` and ``held_out``.
     """
 
     joined: pd.DataFrame
     truth: Table
-    identifiers: pd.Series
     warnings: list[str]
     parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    held_out: pd.DataFrame | None = None
+    identifiers: dict[str, str] = field(default_factory=dict)
 
 
 def load(options: argparse.Namespace) -> Loaded:
-    """Read the predictions and the truth, and average an ensemble."""
+    """Read the predictions, the truth and what is held out, and average an ensemble."""
     truth = read_table(options.truth, truth=True)
-    tables = [read_table(file) for file in options.predictions]
+    tables, held_out = ([read_table(file) for file in files] for files in (options.predictions, options.held_out))
     joined = [join(table, truth) for table in tables]
-    identifiers = pd.Series(tables[0].identifiers, index=tables[0].values.index)
-    loaded = Loaded(joined[0], truth, identifiers, [warning for table in tables for warning in table.warnings])
+    warnings = [*options.warnings, *(warning for table in (*tables, *held_out) for warning in table.warnings)]
+    loaded = Loaded(joined[0].assign(**scoring.ensemble(joined)), truth, warnings)
     for number, name in enumerate(("melanomas", "seborrheic keratoses"), start=1):
         positives = int(joined[0][f"true_{number}"].sum())
         if min(positives, len(joined[0]) - positives) < FEW:
             loaded.warnings.append(
-                f"{options.truth}: {positives} {name} among {len(joined[0])} pictures: too few to trust an interval."
+                f"{options.truth}: {positives} {name} among {len(joined[0])} images: too few to trust an interval."
             )
     if options.ensemble:
         loaded.parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
-        for name, by_rank in (("mean of probabilities", False), ("mean of ranks", True)):
-            mean = joined[0].assign(**scoring.ensemble(joined, by_rank))
-            loaded.parts[name] = scoring.score(mean)
-            if by_rank == options.by_rank:
-                loaded.joined = mean
+        loaded.parts["mean of probabilities"] = scoring.score(loaded.joined)
+    if held_out:
+        parts = [join(table, truth_from_ids(held_out[0])) for table in held_out]
+        loaded.held_out = parts[0].assign(**scoring.ensemble(parts))
+        if shared := int(loaded.held_out.index.isin(loaded.joined.index).sum()):
+            loaded.warnings.append(
+                f"{options.held_out[0]}: {shared} of its images are scored too, so it is not held out."
+            )
+    for table in (*held_out[:1], tables[0]):
+        loaded.identifiers |= dict(zip(table.values.index, table.identifiers, strict=True))
     return loaded
 
 
+def write_mean(loaded: Loaded, out: Path) -> None:
+    """Write an ensemble's predictions, and in their folder what is held out, and the truth if there is none."""
+    tables = {out: loaded.joined, out.with_name("held_out.csv"): loaded.held_out}
+    truth_file = out.with_name("ground_truth.csv")
+    if not truth_file.exists():
+        tables[truth_file] = loaded.truth.values.astype(int)
+    for file, table in tables.items():
+        if table is not None:
+            identifiers = [loaded.identifiers[stem] for stem in table.index]
+            write_table(table.assign(Id=identifiers), file)
+
+
 def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
-    """Print the scores, the three lines of old first, and all that goes with them."""
+    """Print the scores first, in the three lines that other programs may read, then their intervals and the rest."""
     for category, area in report.areas.items():
         print(f"Category {category} Score: {area.value:.3f}")
     positives = {1: int(joined["true_1"].sum()), 2: int(joined["true_2"].sum())}
     print(
-        f"\n{len(joined):,} pictures: {positives[1]:,} melanomas, {positives[2]:,} seborrheic keratoses, "
+        f"\n{len(joined):,} images: {positives[1]:,} melanomas, {positives[2]:,} seborrheic keratoses, "
         f"{len(joined) - positives[1] - positives[2]:,} nevi. Brackets are 95 % confidence intervals."
     )
-    # A rank means something for the challenge's own test images alone.
+    # Only the challenge's own test images give a comparable rank.
     official = (len(joined), positives[1], positives[2]) == (600, 117, 90)
     print(f"\n{'category':24} {'AUC':22} {'by':10} {'bootstrap':18} rank among the challenge's 23")
     for category, area in report.areas.items():
-        check = report.bootstrapped[category] if report.bootstrapped else None
-        interval = f"[{check.low:.3f}, {check.high:.3f}]" if check else "not done"
+        check = report.bootstrapped[category]
         print(
-            f"{category} {NAMES[category]:22} {area!s:22} {report.methods[category]:10} {interval:18} "
-            f"{report.ranks[category] if official else '-'}"
+            f"{category} {NAMES[category]:22} {area!s:22} {scoring.METHODS[category]:10} "
+            f"{f'[{check.low:.3f}, {check.high:.3f}]':18} {report.ranks[category] if official else '-'}"
         )
-    print(f"\n{'melanoma at':12} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
-    for point in report.points:
-        rates = " ".join(f"{rate!s:21}" for rate in (point.sensitivity, point.specificity, point.ppv, point.npv))
-        print(f"{point.threshold:<12.6g} {rates} {point.balanced_accuracy:.3f}")
+    print_points(report.points)
     goals = ", ".join(map(str, scoring.CHALLENGE_SENSITIVITIES))
     print(
         "The first threshold is the one asked for, or 0.5. The others reach the challenge's sensitivities\n"
-        f"({goals}) on these very pictures; their specificity, PPV and NPV are those at that\n"
-        "sensitivity, by a bootstrap that chooses the threshold anew each time. PPV and NPV hold where\n"
+        f"({goals}) on these same images; their specificity, PPV and NPV are those at that\n"
+        "sensitivity, by a bootstrap that chooses the threshold again each time. PPV and NPV hold where\n"
         f"{positives[1] / len(joined):.1%} of lesions are melanomas."
     )
     print(f"\n{'':24} {'average precision':18} {'Brier score':12} expected calibration error")
@@ -172,27 +206,49 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
         )
 
 
+def print_points(points: list[scoring.OperatingPoint]) -> None:
+    """Print a row for each threshold of melanoma."""
+    print(f"\n{'melanoma at':12} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
+    for point in points:
+        rates = " ".join(f"{rate!s:21}" for rate in (point.sensitivity, point.specificity, point.ppv, point.npv))
+        print(f"{point.threshold:<12.6g} {rates} {point.balanced_accuracy:.3f}")
+
+
+def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
+    """Print what out-of-fold predictions are worth, and what they decide."""
+    print(f"\nOut of fold: mean AUC {chosen.area} on {chosen.images:,} images of {' and '.join(map(str, files))}.")
+    print_points([chosen.point])
+    offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(CLASSES, chosen.calibrator.offsets, strict=True))
+    print(
+        f"This threshold finds {chosen.goal:.0%} of the melanomas out of fold. The row shows the images scored.\n"
+        f"Calibrated out of fold: temperature {chosen.calibrator.temperature:.3f}, offsets {offsets}.\n"
+        f"\n{'on the images scored':24} {'calibration error before':25} after"
+    )
+    for category, before in chosen.before.items():
+        print(f"{category} {NAMES[category]:22} {before:<25.3f} {chosen.after[category]:.3f}")
+
+
 def print_parts(parts: dict[str, tuple[float, float, float]]) -> None:
-    """Print the scores of an ensemble's files and of their means."""
+    """Print the scores of an ensemble's files and of their mean."""
     width = max(map(len, parts))
     print(f"\n{'ensemble':{width}}  category 1  category 2  category 3")
     for name, (first, second, mean) in parts.items():
         print(f"{name:{width}}  {first:<10.3f}  {second:<10.3f}  {mean:.3f}")
 
 
-def print_comparison(comparison: dict[int, scoring.Comparison], methods: dict[int, str], other: Path) -> None:
+def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> None:
     """Print differences in AUC, their intervals and p values."""
     print(f"\n{'minus ' + str(other):24} {'difference in AUC':28} p (two-sided, paired)")
     for category, result in comparison.items():
         each = result.difference
         print(
             f"{category} {NAMES[category]:22} {each.value:+.3f} [{each.low:+.3f}, {each.high:+.3f}]     "
-            f"{result.p:.2g} ({methods[category]})"
+            f"{result.p:.2g} ({scoring.METHODS[category]})"
         )
 
 
 def as_json(value: object) -> object:
-    """What json.dumps cannot write by itself; numbers that are not defined become null."""
+    """Convert to what json.dumps can write; numbers that are not defined become null."""
     if isinstance(value, dict):
         return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -236,18 +292,22 @@ def run(options: argparse.Namespace) -> None:
     for warning in loaded.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     if options.out:
-        averaged = joined[["task_1", "task_2"]].assign(Id=loaded.identifiers)
-        write_table(averaged[["Id", "task_1", "task_2"]], options.out, decimals=9)
+        write_mean(loaded, options.out)
     report = scoring.report(joined, options.threshold, options.resamples, options.seed)
+    out_of_fold = None
+    if loaded.held_out is not None:
+        out_of_fold = scoring.out_of_fold(loaded.held_out, joined, resamples=options.resamples, seed=options.seed)
     drawn = str(options.figures) != "none"
     if options.json:
         everything = {
-            "pictures": {
+            "images": {
                 "all": len(joined),
                 "melanoma": int(joined["true_1"].sum()),
                 "keratosis": int(joined["true_2"].sum()),
             },
             **asdict(report),
+            "methods": scoring.METHODS,
+            "out_of_fold": out_of_fold and asdict(out_of_fold),
             "parts": loaded.parts,
             "comparison": {category: asdict(result) for category, result in comparison.items()},
             "warnings": loaded.warnings,
@@ -255,25 +315,27 @@ def run(options: argparse.Namespace) -> None:
         }
         try:
             everything["figures"] = draw(joined, report, options) if drawn else []
-        finally:  # figures that cannot be written must not cost the scores
+        finally:  # print the scores even where figures cannot be written
             print(json.dumps(as_json(everything), indent=2))
         return
     print_report(report, joined)
+    if out_of_fold:
+        print_out_of_fold(out_of_fold, options.held_out)
     if loaded.parts:
         print_parts(loaded.parts)
     if comparison:
-        print_comparison(comparison, report.methods, options.compare)
+        print_comparison(comparison, options.compare)
     if drawn:
         print("\nFigures: " + ", ".join(draw(joined, report, options)))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Score as the command line says; returns the exit code: 0, or 2 with one sentence for what cannot be done."""
+    """Score as the command line says; returns the exit code: 0, or 2 with one sentence that says what is wrong."""
     options = parse(arguments)
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
         run(options)
         sys.stdout.flush()
@@ -281,10 +343,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python must not try to flush the rest on its way out.
+        # The reader, such as head, has closed the pipe; Python must not try to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"Nothing could be written there ({error}); name another place.", file=sys.stderr)
+        print(f"Cannot write: {error}; name another place.", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""The figures that a notebook and a script both draw: each with a title, labelled axes and a PNG file."""
+"""Figures of the notebooks and of get_results.py; each is returned, and saved to ``file`` if that is given."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
@@ -15,7 +16,7 @@ from sklearn.metrics import roc_curve
 from derma.scoring import RESAMPLES, Calibration, OperatingPoint, delong, roc_band
 from derma.tables import TASKS
 
-# Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/); dashes do it in print.
+# Okabe and Ito's colours, for colour-blind readers (https://jfly.uni-koeln.de/color/); the dashes are for print.
 STYLES = ({"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"})
 
 
@@ -34,12 +35,10 @@ def roc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Figure:
-    """Draw the ROC curves of both categories from probabilities, each with a 95 % band; returns the figure.
+    """Draw the ROC curves of both categories, each with a 95 % band, and melanoma's operating points.
 
     Args:
         joined: as ``derma.tables.join`` returns it.
-        points: melanoma's operating points to mark, if any.
-        file: where to save the figure, if anywhere.
         resamples, seed: of the bootstrap that gives the bands.
     """
     figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
@@ -55,29 +54,14 @@ def roc(
             linestyle="none", label=f"melanoma at or above {point.threshold:.3g}",
         )  # fmt: skip
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
-    ax.set(
-        title="Each category against the rest, with 95 % bands",
-        xlabel="False positive rate (1 - specificity)",
-        ylabel="True positive rate (sensitivity)",
-        aspect="equal",
-    )
+    ax.set(title="Each category against the rest, with 95 % bands", aspect="equal")
+    ax.set(xlabel="False positive rate (1 - specificity)", ylabel="True positive rate (sensitivity)")
     ax.legend(loc="lower right", fontsize="small")
     return _save(figure, file)
 
 
-def reliability(
-    calibrations: dict[int, Calibration],
-    file: Path | None = None,
-    title: str = "Reliability: how far to trust a probability",
-) -> Figure:
-    """Draw observed against predicted shares, with 95 % intervals, above how often each probability
-    was predicted; returns the figure.
-
-    Args:
-        calibrations: by category, 1 and 2.
-        file: where to save the figure, if anywhere.
-        title: of the upper half.
-    """
+def reliability(calibrations: dict[int, Calibration], file: Path | None = None, title: str = "Reliability") -> Figure:
+    """Draw observed against predicted shares by category, with 95 % intervals, and how often each was predicted."""
     figure, (ax, below) = plt.subplots(2, 1, figsize=(5.2, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="as predicted")
     for calibration, name, style, marker in zip(calibrations.values(), TASKS.values(), STYLES, "os", strict=True):
@@ -88,18 +72,16 @@ def reliability(
         below.plot(bins["predicted"], bins["count"], marker=marker, **style)
     ax.set(title=title, ylabel="Observed share", xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside lower center", fontsize="small")
-    below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Pictures")
+    below.set(title="How often", xlabel="Predicted probability (mean of each bin)", ylabel="Images")
     return _save(figure, file)
 
 
 def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | None = None) -> Figure:
-    """Draw a confusion matrix with counts, shaded by each true class's rates; returns the figure.
+    """Draw a confusion matrix with counts, shaded by the rates of each true class.
 
     Args:
         matrix: (K, K) counts; rows are the truth, columns the prediction.
         labels: the K classes' names, in the matrix's order.
-        title: the figure's title.
-        file: where to save the figure, if anywhere.
     """
     rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, ax = plt.subplots(figsize=(2.2 + 1.2 * len(labels), 1.4 + 1.05 * len(labels)), layout="constrained")
@@ -119,30 +101,63 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
 
 
 def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
-    """Draw losses and validation mean AUC by epoch, a line for each run; returns the figure.
+    """Draw losses and validation mean AUC by epoch, a line for each fold.
 
     Args:
-        history: one row for each epoch of each run: ``run``, ``epoch``, ``train_loss``, ``valid_loss``,
-            ``valid_mean_auc``, and ``kept``, true for the epoch of each run whose network was kept.
-        file: where to save the figure, if anywhere.
+        history: columns ``fold``, ``epoch``, ``train_loss``, ``valid_loss`` and ``valid_auc``.
     """
     figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    runs = list(history.groupby("run"))
-    for number, (_, rows) in enumerate(runs):
-        for ax, column, name, style in (
-            (losses, "train_loss", "training (augmented)", STYLES[0]),
-            (losses, "valid_loss", "validation", STYLES[1]),
-            (areas, "valid_mean_auc", "validation", STYLES[1]),
-        ):
-            look = {"alpha": 1 if len(runs) == 1 else 0.6, "label": name if number == 0 else None}
-            ax.plot(rows["epoch"], rows[column], marker=".", **look, **style)
-        kept = rows[rows["kept"]]
-        for ax, column in ((losses, "valid_loss"), (areas, "valid_mean_auc")):
-            label = "kept" if number == 0 else None
-            ax.plot(kept["epoch"], kept[column], "*", color="black", markersize=9, linestyle="none", label=label)
+    for ax, column, name, style in (
+        (losses, "train_loss", "training (augmented)", STYLES[0]),
+        (losses, "valid_loss", "validation", STYLES[1]),
+        (areas, "valid_auc", "validation", STYLES[1]),
+    ):
+        for number, (_, rows) in enumerate(history.groupby("fold")):
+            label = name if number == 0 else None
+            ax.plot(rows["epoch"], rows[column], marker=".", alpha=0.7, label=label, **style)
     losses.set(title="Loss", xlabel="Epoch", ylabel="Weighted cross-entropy (nats)")
-    areas.set(title="Mean AUC on the pictures held out", xlabel="Epoch", ylabel="Mean AUC of the two categories")
+    areas.set(title="Mean AUC on the validation images", xlabel="Epoch", ylabel="Mean AUC of the two categories")
     for ax in (losses, areas):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return _save(figure, file)
+
+
+def grid(
+    images: Sequence,
+    titles: Sequence[str],
+    columns: int = 4,
+    title: str | None = None,
+    file: Path | None = None,
+    overlays: Sequence[np.ndarray | None] | None = None,
+) -> Figure:
+    """Draw images in rows.
+
+    Args:
+        images: uint8 arrays (H, W, 3), PIL images, or uint8 tensors (3, H, W).
+        titles: one for each image.
+        overlays: heat maps (H, W) in [0, 1] to draw over the images, None for no map.
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.2 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, name, heat in zip(axes.flat, images, titles, overlays or [None] * len(images), strict=False):
+        pixels = np.asarray(image)
+        ax.imshow(pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 else pixels)
+        if heat is not None:
+            ax.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+        ax.set_title(name, fontsize="small")
+    figure.suptitle(title)
+    return _save(figure, file)
+
+
+def scatter(ax: Axes, points: np.ndarray, values: np.ndarray, title: str) -> None:
+    """Draw a map's points (N, 2), coloured by text with a legend, or by numbers with a colour bar."""
+    ax.set(title=title, xlabel="First dimension", ylabel="Second dimension", xticks=[], yticks=[])
+    if values.dtype.kind == "f":
+        ax.figure.colorbar(ax.scatter(*points.T, c=values, s=6, cmap="cividis", linewidths=0), ax=ax)
+        return
+    for name, colour in zip(pd.unique(values), ("#D55E00", "#0072B2", "#009E73"), strict=False):
+        ax.scatter(*points[values == name].T, s=6, color=colour, label=name, linewidths=0, alpha=0.7)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, fontsize="small", markerscale=2, frameon=False)

@@ -1,8 +1,12 @@
-"""Score predictions the way part 3 of the ISIC 2017 challenge did, and say how sure the scores are.
+"""Score predictions the way part 3 of the ISIC 2017 challenge did, with 95 % confidence intervals.
 
 Category 1 is melanoma against the rest, category 2 seborrheic keratosis against the rest, each by the area under the
-ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/landing/2017/44/). No torch in here: a
-score should come in a second. All intervals are 95 % confidence intervals.
+ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/landing/2017/44/). No torch here: a score
+takes a second.
+
+Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,) numbers, higher for positives;
+``probabilities`` (N,) in [0, 1]; ``joined`` what ``derma.tables.join`` returns: columns ``task_1``, ``task_2``,
+``true_1`` and ``true_2``; ``resamples`` and ``seed`` those of the bootstrap.
 """
 
 from __future__ import annotations
@@ -19,22 +23,17 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
+METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}  # of the intervals and tests of the three categories
 CHALLENGE_SENSITIVITIES = (0.82, 0.89, 0.95)  # at which the challenge reported melanoma's specificity
 
 # The 23 entries' scores in each category, each list best first (https://arxiv.org/abs/1710.05006).
 LEADERBOARD = {
-    1: (
-        0.874, 0.870, 0.868, 0.856, 0.836, 0.830, 0.805, 0.804, 0.791, 0.789, 0.786, 0.783, 0.782, 0.765, 0.759, 0.757,
-        0.715, 0.684, 0.636, 0.623, 0.500, 0.495, 0.475,
-    ),
-    2: (
-        0.965, 0.953, 0.943, 0.942, 0.935, 0.921, 0.911, 0.911, 0.908, 0.886, 0.885, 0.881, 0.875, 0.867, 0.855, 0.840,
-        0.827, 0.817, 0.817, 0.774, 0.687, 0.498, 0.456,
-    ),
-    3: (
-        0.911, 0.910, 0.908, 0.896, 0.886, 0.886, 0.851, 0.850, 0.836, 0.829, 0.825, 0.823, 0.823, 0.823, 0.816, 0.811,
-        0.804, 0.750, 0.705, 0.658, 0.655, 0.497, 0.465,
-    ),
+    1: (0.874, 0.870, 0.868, 0.856, 0.836, 0.830, 0.805, 0.804, 0.791, 0.789, 0.786, 0.783, 0.782, 0.765, 0.759, 0.757,
+        0.715, 0.684, 0.636, 0.623, 0.500, 0.495, 0.475),
+    2: (0.965, 0.953, 0.943, 0.942, 0.935, 0.921, 0.911, 0.911, 0.908, 0.886, 0.885, 0.881, 0.875, 0.867, 0.855, 0.840,
+        0.827, 0.817, 0.817, 0.774, 0.687, 0.498, 0.456),
+    3: (0.911, 0.910, 0.908, 0.896, 0.886, 0.886, 0.851, 0.850, 0.836, 0.829, 0.825, 0.823, 0.823, 0.823, 0.816, 0.811,
+        0.804, 0.750, 0.705, 0.658, 0.655, 0.497, 0.465),
 }  # fmt: skip
 
 
@@ -60,13 +59,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold does to one binary question.
+    """What a threshold gives for one binary question.
 
     Attributes:
         threshold: predicted positive at or above it.
         matrix: (2, 2) counts; rows are the truth (negative, positive), columns the prediction.
-        sensitivity: share of the positives that are found (recall).
-        specificity: share of the negatives that are left alone.
+        sensitivity, specificity: share of the positives, negatives that are predicted right.
         ppv, npv: share of the positive, negative predictions that are right.
         balanced_accuracy: mean of sensitivity and specificity.
     """
@@ -82,14 +80,14 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities can be taken at their word.
+    """How well probabilities match observed frequencies.
 
     Attributes:
         brier: mean squared difference to the truth, 0 to 1 (Brier, 1950).
         error: expected calibration error, 0 to 1: mean distance between predicted and observed share, over equal bins
             of probability, weighted by their sizes (Naeini et al., 2015, https://doi.org/10.1609/aaai.v29i1.9602).
-        bins: a row for each bin with pictures in it: ``predicted`` mean, ``observed`` share with its interval ``low``
-            and ``high``, and ``count``.
+        bins: a row for each bin that is not empty: ``predicted`` mean, ``observed`` share with its interval ``low`` and
+            ``high``, and ``count``.
     """
 
     brier: float
@@ -98,31 +96,23 @@ class Calibration:
 
 
 def score(joined: pd.DataFrame) -> tuple[float, float, float]:
-    """Return the scores of categories 1, 2 and 3, each in [0, 1].
-
-    Args:
-        joined: as ``derma.tables.join`` returns it, which sees to it that both classes are there.
-    """
-    first = float(roc_auc_score(joined["true_1"], joined["task_1"]))
-    second = float(roc_auc_score(joined["true_2"], joined["task_2"]))
+    """Return the scores of categories 1, 2 and 3, each in [0, 1]."""
+    first, second = (float(roc_auc_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2))
     return first, second, (first + second) / 2
 
 
 def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return category 3's score straight from arrays, as the training loop needs it after every epoch.
+    """Return category 3's score, or NaN with scikit-learn's warning where melanoma or keratosis is missing.
 
     Args:
-        targets: (N,) class numbers, 0 melanoma, 1 nevus, 2 seborrheic keratosis.
-        probabilities: (N, 3) class probabilities.
-
-    Returns:
-        A number in [0, 1], or NaN (with scikit-learn's warning) where melanoma or keratosis is missing.
+        targets: (N,) class indices, 0 melanoma, 1 nevus, 2 seborrheic keratosis.
+        probabilities: (N, 3).
     """
     return float(np.mean([roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2)]))
 
 
 def rank_in_challenge(category: int, area: float) -> int:
-    """Return the place that a score would have had among the 23 entries: 1 is best, 24 is behind them all."""
+    """Return the place that a score would have had among the 23 entries: 1 is best, 24 is last."""
     return 1 + sum(entry > round(area, 3) for entry in LEADERBOARD[category])
 
 
@@ -131,10 +121,6 @@ def rank_in_challenge(category: int, area: float) -> int:
 
 def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return DeLong's structural components of the AUC, in O(n log n).
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        scores: (N,) numbers, higher for positives.
 
     Returns:
         For each positive the share of negatives below it, and for each negative the share of positives above it, ties
@@ -153,45 +139,26 @@ def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _covariance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
-    """Covariance of two AUCs on the same pictures, from their structural components."""
+    """Covariance of two AUCs on the same images, from their structural components."""
     # A single positive (or negative) leaves its part of the variance unknown: NaN, and so the interval.
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(
-            sum(
-                ((a - a.mean()) * (b - b.mean())).sum() / np.float64(len(a) - 1) / len(a)
-                for a, b in zip(first, second, strict=True)
-            )
-        )
+        parts = [(a - a.mean()) @ (b - b.mean()) / np.float64(len(a) - 1) / len(a) for a, b in zip(first, second)]
+    return float(sum(parts))
 
 
 def delong(truth: np.ndarray, scores: np.ndarray) -> Estimate:
-    """Return the AUC with DeLong's interval, cut to [0, 1]; a single positive or negative leaves all of [0, 1].
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        scores: (N,) numbers, higher for positives.
-    """
+    """Return the AUC with DeLong's interval, cut to [0, 1]; a single positive or negative leaves all of [0, 1]."""
     parts = placements(truth, scores)
     area, half = float(roc_auc_score(truth, scores)), Z * math.sqrt(_covariance(parts, parts))
     return Estimate(area, max(0.0, area - half), min(1.0, area + half))
 
 
 def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Compare the AUCs of two predictions of the same pictures by DeLong's paired test.
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        first, second: (N,) numbers, higher for positives.
-    """
+    """Compare the AUCs of two (N,) scores of the same images by DeLong's paired test."""
     a, b = placements(truth, first), placements(truth, second)
     difference = float(a[0].mean() - b[0].mean())
     variance = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
-    # Rounding can leave a variance of minus nothing where the two rank alike.
-    return _normal_test(difference, math.sqrt(max(variance, 0.0)))
-
-
-def _normal_test(difference: float, error: float) -> Comparison:
-    """A difference with its standard error, taken to be normal."""
+    error = math.sqrt(max(variance, 0.0))  # rounding can make it negative where the two rank alike
     if error < 1e-12:  # nothing varies, so there is no test: both the same, or one perfect and the other its reverse
         p = 1.0 if abs(difference) < 1e-12 else math.nan
     else:
@@ -199,34 +166,11 @@ def _normal_test(difference: float, error: float) -> Comparison:
     return Comparison(Estimate(difference, difference - Z * error, difference + Z * error), p)
 
 
-def stratified_error(joined: pd.DataFrame, weights: dict[str, float]) -> float:
-    """Return the standard error of a weighted sum of AUCs whose pictures vary within each of the three classes.
-
-    Each picture's influence on the sum is that on each AUC, from its structural component; the variances within the
-    classes add up. It is what the stratified bootstrap estimates, in O(n log n).
-
-    Args:
-        joined: columns of predictions, and ``true_1`` and ``true_2``.
-        weights: by column of predictions; a name that ends in 1 is of category 1, and so on.
-    """
-    influence = np.zeros(len(joined))
-    for column, weight in weights.items():
-        truth = joined[f"true_{column[-1]}"].to_numpy() == 1
-        above, below = placements(truth, joined[column].to_numpy())
-        influence[truth] += weight * above / len(above)
-        influence[~truth] += weight * below / len(below)
-    classes = joined["true_1"] + 2 * joined["true_2"]
-    groups = [influence[(classes == each).to_numpy()] for each in classes.unique()]
-    return math.sqrt(sum(len(group) * group.var(ddof=1) for group in groups if len(group) > 1))
-
-
 # --- areas, by resampling --------------------------------------------------------------------------------------------
-
-LARGE = 10_000  # pictures from which on the bootstrap gives way to the normal interval that it comes to
 
 
 def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
-    """Ranks 0, 1, ... of the distinct scores; neighbours share one where there are more than ``most`` of them."""
+    """Ranks 0, 1, ... of the distinct scores; neighbours share one where there are more than ``most``."""
     ranks = np.unique(scores, return_inverse=True)[1]
     counts = np.bincount(ranks)
     if most is None or len(counts) <= most:
@@ -235,23 +179,15 @@ def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
     return np.unique((middle * most).astype(int)[ranks], return_inverse=True)[1]
 
 
-def _areas(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """AUC of every row of counts (resamples, distinct scores in rising order), ties counting half."""
-    below = negative.cumsum(axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
-
-
 def bootstrap_areas(
     joined: pd.DataFrame, columns: Sequence[str] = ("task_1", "task_2"), resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Resample the pictures within each of the three classes and return every resample's AUCs.
+    """Resample the images within each of the three classes and return the AUCs of every resample.
 
     Args:
         joined: columns of predictions, and ``true_1`` and ``true_2``.
         columns: predictions to measure; a name that ends in 1 is of category 1, and so on. All come from the same
             resamples, so differences between columns are paired.
-        resamples: how many.
-        seed: of the resampling.
 
     Returns:
         (resamples, columns) areas in [0, 1].
@@ -270,12 +206,13 @@ def bootstrap_areas(
             members = np.flatnonzero(classes == group)
             drawn[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=rows)
         for number, column in enumerate(columns):
-            positive = np.where(classes == int(column[-1]), drawn, 0)
-            tallies = [
-                np.add.reduceat(part[:, orders[number]], firsts[number], axis=1)
-                for part in (positive, drawn - positive)
-            ]
-            areas[start : start + rows, number] = _areas(*tallies)
+            chosen = np.where(classes == int(column[-1]), drawn, 0)
+            # counts (rows, distinct scores in rising order) of the positives and of the negatives
+            positive, negative = (
+                np.add.reduceat(part[:, orders[number]], firsts[number], axis=1) for part in (chosen, drawn - chosen)
+            )
+            pairs = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)  # ties count half
+            areas[start : start + rows, number] = pairs / (positive.sum(axis=1) * negative.sum(axis=1))
     return areas
 
 
@@ -288,7 +225,7 @@ def percentile_interval(value: float, resampled: np.ndarray) -> Estimate:
 def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
     """Return a difference with its interval and the two-sided p value from paired resamples of it."""
     share = min((resampled <= 0).mean(), (resampled >= 0).mean())
-    # Never 0: with B resamples nothing below 2 / (B + 1) can be told apart from it.
+    # Never 0: with B resamples the smallest p that can be resolved is 2 / (B + 1).
     p = min(1.0, 2 * (share * len(resampled) + 1) / (len(resampled) + 1))
     return Comparison(percentile_interval(difference, resampled), float(p))
 
@@ -311,12 +248,7 @@ def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed
 def roc_band(
     truth: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled apart.
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        scores: (N,) numbers, higher for positives.
-        resamples, seed: of the bootstrap.
+    """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled separately.
 
     Returns:
         Three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
@@ -333,59 +265,39 @@ def roc_band(
 
 @dataclass(frozen=True)
 class Report:
-    """All that is said of one set of predictions.
+    """The measures of one set of predictions.
 
     Attributes:
-        areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's, or beyond 10,000 pictures
-            with the normal one of :func:`stratified_error`.
-        methods: the names of the three.
-        bootstrapped: the three by the bootstrap alone, as a cross-check; None beyond 10,000 pictures.
+        areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's.
+        bootstrapped: the three by the bootstrap alone, as a cross-check.
         ranks: their places among the 23 entries.
-        points: melanoma at the given threshold, and at the thresholds that reach the challenge's sensitivities; see
-            :func:`points_at_sensitivities` for what the intervals of those mean.
-        average_precision: of melanoma and of seborrheic keratosis.
-        calibration: of melanoma and of seborrheic keratosis.
+        points: melanoma at the given threshold, and at :func:`points_at_sensitivities` of the challenge.
+        average_precision, calibration: of melanoma (1) and of seborrheic keratosis (2).
     """
 
     areas: dict[int, Estimate]
-    methods: dict[int, str]
-    bootstrapped: dict[int, Estimate] | None
+    bootstrapped: dict[int, Estimate]
     ranks: dict[int, int]
     points: list[OperatingPoint]
     average_precision: dict[int, float]
     calibration: dict[int, Calibration]
 
 
-def methods(joined: pd.DataFrame) -> dict[int, str]:
-    """Return how each category's interval and test are made."""
-    return {1: "DeLong", 2: "DeLong", 3: "bootstrap" if len(joined) <= LARGE else "normal"}
+def _bootstrap_scores(joined: pd.DataFrame, resamples: int, seed: int) -> dict[int, Estimate]:
+    resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
+    resampled = np.column_stack([resampled, resampled.mean(axis=1)])
+    return {k: percentile_interval(area, resampled[:, k - 1]) for k, area in enumerate(score(joined), start=1)}
 
 
 def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
-    """Measure predictions.
-
-    Args:
-        joined: as ``derma.tables.join`` returns it.
-        threshold: of the first operating point.
-        resamples, seed: of the bootstrap.
-    """
-    scores = dict(enumerate(score(joined), start=1))
-    areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)}
-    if len(joined) > LARGE:
-        bootstrapped = None
-        half = Z * stratified_error(joined, {"task_1": 0.5, "task_2": 0.5})
-        areas[3] = Estimate(scores[3], max(0.0, scores[3] - half), min(1.0, scores[3] + half))
-    else:
-        resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
-        resampled = np.column_stack([resampled, resampled.mean(axis=1)])
-        bootstrapped = {k: percentile_interval(scores[k], resampled[:, k - 1]) for k in scores}
-        areas[3] = bootstrapped[3]
+    """Measure predictions, melanoma first at ``threshold``."""
+    bootstrapped = _bootstrap_scores(joined, resamples, seed)
+    areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)} | {3: bootstrapped[3]}
     truth, melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
     return Report(
         areas=areas,
-        methods=methods(joined),
         bootstrapped=bootstrapped,
-        ranks={k: rank_in_challenge(k, area) for k, area in scores.items()},
+        ranks={k: rank_in_challenge(k, area.value) for k, area in areas.items()},
         points=[
             operating_point(truth, melanoma, threshold),
             *points_at_sensitivities(truth, melanoma, CHALLENGE_SENSITIVITIES, resamples, seed),
@@ -395,71 +307,89 @@ def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMP
     )
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """What out-of-fold predictions decide, and what it gives on other images.
+
+    Attributes:
+        images, area: number of out-of-fold predictions, and their category 3.
+        goal: the sensitivity out of fold at which melanoma's threshold was chosen.
+        point: what that threshold gives on the other images.
+        calibrator: fitted out of fold.
+        before, after: expected calibration error of categories 1 and 2 on the other images, without and with it.
+    """
+
+    images: int
+    area: Estimate
+    goal: float
+    point: OperatingPoint
+    calibrator: Calibrator
+    before: dict[int, float]
+    after: dict[int, float]
+
+
+def three_classes(joined: pd.DataFrame) -> np.ndarray:
+    """Return (N, 3) probabilities of melanoma, nevus (what the other two leave, at least 0), seborrheic keratosis."""
+    first, second = joined["task_1"].to_numpy(), joined["task_2"].to_numpy()
+    return np.stack([first, np.maximum(1 - first - second, 0), second], axis=1)
+
+
+def out_of_fold(
+    held_out: pd.DataFrame, joined: pd.DataFrame, goal: float = 0.89, resamples: int = RESAMPLES, seed: int = 0
+) -> OutOfFold:
+    """Choose a threshold and fit a calibration on out-of-fold predictions, and measure both on other images.
+
+    Args:
+        held_out, joined: as ``derma.tables.join`` returns them, of different images.
+        goal: least sensitivity for melanoma out of fold, in (0, 1].
+    """
+    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], goal)
+    targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
+    calibrator = fit_calibrator(targets, three_classes(held_out))
+    calibrated = calibrator(three_classes(joined))
+    return OutOfFold(
+        images=len(held_out),
+        area=_bootstrap_scores(held_out, resamples, seed)[3],
+        goal=goal,
+        point=operating_point(joined["true_1"], joined["task_1"], threshold),
+        calibrator=calibrator,
+        before={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]).error for k in (1, 2)},
+        after={k: calibration(joined[f"true_{k}"], calibrated[:, 2 * k - 2]).error for k in (1, 2)},
+    )
+
+
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[int, Comparison]:
-    """Compare two predictions of the same pictures: categories 1 and 2 by DeLong's test, 3 as :func:`methods` says.
-
-    Args:
-        first, second: as ``derma.tables.join`` returns them, with the same truth.
-        resamples, seed: of the bootstrap.
-    """
+    """Compare two predictions of the same images, with one truth: by DeLong's test, category 3 by the bootstrap."""
     both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
     result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in (1, 2)}
     difference = score(first)[2] - score(second)[2]
     weights = {"task_1": 0.5, "task_2": 0.5, "other_task_1": -0.5, "other_task_2": -0.5}
-    if len(both) > LARGE:
-        result[3] = _normal_test(difference, stratified_error(both, weights))
-    else:
-        resampled = bootstrap_areas(both, list(weights), resamples, seed)
-        result[3] = bootstrap_test(difference, resampled @ list(weights.values()))
+    resampled = bootstrap_areas(both, list(weights), resamples, seed)
+    result[3] = bootstrap_test(difference, resampled @ list(weights.values()))
     return result
 
 
-def ensemble(tables: list[pd.DataFrame], by_rank: bool = False) -> pd.DataFrame:
-    """Average predictions of the same pictures.
+def ensemble(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the mean of columns ``task_1`` and ``task_2`` of tables with the same Ids in any order."""
+    return sum(table.loc[tables[0].index, ["task_1", "task_2"]] for table in tables) / len(tables)
+
+
+def balanced_accuracy_interval(
+    targets: np.ndarray, predictions: np.ndarray, classes: int = 3, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Return the mean recall of the classes, with a bootstrap within each class; NaN where a class is missing.
 
     Args:
-        tables: columns ``task_1`` and ``task_2`` in [0, 1], with the same Ids in any order.
-        by_rank: average ranks (scaled to (0, 1), ties sharing their mean rank) and not probabilities: for predictions
-            whose scales differ.
+        targets, predictions: (N,) class indices from 0 to ``classes`` - 1.
     """
-    first = tables[0].index
-    aligned = [table.loc[first, ["task_1", "task_2"]] for table in tables]
-    if by_rank:
-        aligned = [(table.rank() - 0.5) / len(table) for table in aligned]
-    return sum(aligned) / len(aligned)
-
-
-def averaging_gain(
-    targets: np.ndarray, probabilities: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Comparison:
-    """Compare the average of several models' probabilities with what these models reach alone, on average.
-
-    Args:
-        targets: (N,) classes, 0 to 2 in the order of :data:`derma.dataset.CLASSES`.
-        probabilities: (models, N, 3), in [0, 1].
-        resamples: of the pictures, within each class.
-        seed: of the resampling.
-
-    Returns:
-        The difference of mean AUCs with its interval, which says what other pictures might give, not other models;
-        NaN (with scikit-learn's warning) where melanoma or keratosis is missing.
-    """
-    stacked = np.concatenate([probabilities, np.mean(probabilities, axis=0, keepdims=True)])
-    means = np.array([mean_auc(targets, each) for each in stacked])
-    found = float(means[-1] - means[:-1].mean())
-    if np.isnan(found):
-        return Comparison(Estimate(found, found, found), found)
-    columns = {
-        f"{model}/task_{task}": each[:, column]
-        for model, each in enumerate(stacked)
-        for task, column in ((1, 0), (2, 2))
-    }
-    truth = {"true_1": (targets == 0).astype(float), "true_2": (targets == 2).astype(float)}
-    drawn = bootstrap_areas(pd.DataFrame(columns | truth), list(columns), resamples, seed)
-    drawn = drawn.reshape(resamples, len(stacked), 2).mean(2)
-    return bootstrap_test(found, drawn[:, -1] - drawn[:, :-1].mean(1))
+    rng = np.random.default_rng(seed)
+    right = [predictions[targets == k] == k for k in range(classes)]
+    if not all(map(len, right)):
+        return Estimate(math.nan, math.nan, math.nan)
+    drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
+    return percentile_interval(float(np.mean([each.mean() for each in right])), drawn)
 
 
 # --- thresholds ------------------------------------------------------------------------------------------------------
@@ -476,13 +406,7 @@ def wilson(successes: int, trials: int) -> Estimate:
 
 
 def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: float) -> OperatingPoint:
-    """Apply a threshold to probabilities.
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        probabilities: (N,) in [0, 1].
-        threshold: in [0, 1].
-    """
+    """Apply a threshold in [0, 1] to probabilities; the intervals are Wilson's."""
     positive = np.asarray(truth).astype(bool)
     called = np.asarray(probabilities) >= threshold
     matrix = np.bincount(2 * positive + called, minlength=4).reshape(2, 2)
@@ -495,36 +419,23 @@ def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: flo
 
 
 def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal: float) -> float:
-    """Return the highest threshold that finds at least a share ``goal`` of the positives.
-
-    Args:
-        truth: (N,) 0 or 1, both present.
-        probabilities: (N,) in [0, 1].
-        goal: in (0, 1].
-    """
+    """Return the highest threshold that finds at least a share ``goal`` of the positives, in (0, 1]."""
     positives = np.sort(np.asarray(probabilities)[np.asarray(truth).astype(bool)])[::-1]
     needed = math.ceil(goal * len(positives) - 1e-9)  # 0.95 * 20 is a hair above 19 in binary
     return float(positives[max(needed, 1) - 1])
 
 
 def points_at_sensitivities(
-    truth: np.ndarray,
-    probabilities: np.ndarray,
-    goals: Sequence[float],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    truth: np.ndarray, probabilities: np.ndarray, goals: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 ) -> list[OperatingPoint]:
-    """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the very pictures they are judged on.
+    """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the images they are measured on.
 
-    The sensitivity's interval is Wilson's, for the threshold as printed. Those of specificity, PPV and NPV answer what
-    they are where the sensitivity is the goal: they are the bootstrap's, with the threshold chosen anew in every
-    resample, since Wilson's would take it for given and be far too narrow.
+    The sensitivity's interval is Wilson's, for the threshold as given. Those of specificity, PPV and NPV hold where the
+    sensitivity is the goal. They come from a bootstrap that chooses the threshold in every resample: Wilson's would
+    take it as fixed and be far too narrow.
 
     Args:
-        truth: (N,) 0 or 1, both present.
-        probabilities: (N,) in [0, 1].
         goals: least sensitivities, in (0, 1].
-        resamples, seed: of the bootstrap.
     """
     false, true = _resampled_rates(truth, probabilities, resamples, seed)
     positives = int(np.asarray(truth).sum())
@@ -545,22 +456,17 @@ def points_at_sensitivities(
 
 
 def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the threshold with the best balanced accuracy (Youden, 1950, Cancer 3:32-35).
-
-    Args:
-        truth: (N,) 0 or 1, of pictures that are not those the threshold will be judged on.
-        probabilities: (N,) in [0, 1].
-    """
+    """Return the threshold with the best balanced accuracy (Youden, 1950, Cancer 3:32-35)."""
     false_positive_rate, true_positive_rate, thresholds = roc_curve(truth, probabilities)
     return float(min(thresholds[np.argmax(true_positive_rate - false_positive_rate)], 1.0))
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Makes probabilities of classes such that they can be taken at their word; see :func:`fit_calibrator`.
+    """Calibrates class probabilities; see :func:`fit_calibrator`.
 
     Attributes:
-        temperature: the logarithms of the probabilities are divided by it; above 1 where they are too sure.
+        temperature: the logarithms of the probabilities are divided by it; above 1 where they are overconfident.
         offsets: one for each class, added to that; their sum is 0.
     """
 
@@ -575,11 +481,11 @@ class Calibrator:
 def fit_calibrator(targets: np.ndarray, probabilities: np.ndarray) -> Calibrator:
     """Fit a temperature and the classes' offsets by maximum likelihood.
 
-    Temperature scaling with a bias (Alexandari et al., 2020, https://arxiv.org/abs/1901.06852): the temperature mends
-    confidence (Guo et al., 2017, https://arxiv.org/abs/1706.04599), the offsets what weighted classes have shifted.
+    Temperature scaling with a bias (Alexandari et al., 2020, https://arxiv.org/abs/1901.06852): the temperature
+    corrects confidence (Guo et al., 2017, https://arxiv.org/abs/1706.04599), the offsets undo the class weights.
 
     Args:
-        targets: (N,) class indices, of pictures that the network was not trained on; every class is present.
+        targets: (N,) class indices, of images that the network was not trained on; every class is present.
         probabilities: (N, K) of the same.
     """
     targets = np.asarray(targets)
@@ -597,13 +503,7 @@ def fit_calibrator(targets: np.ndarray, probabilities: np.ndarray) -> Calibrator
 
 
 def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
-    """Compare predicted probabilities with observed shares.
-
-    Args:
-        truth: (N,) 0 or 1.
-        probabilities: (N,) in [0, 1].
-        bins: of equal width over [0, 1]; empty ones are left out.
-    """
+    """Compare probabilities with observed shares, in bins of equal width over [0, 1]."""
     truth, probabilities = np.asarray(truth, dtype=float), np.asarray(probabilities, dtype=float)
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     groups = pd.DataFrame({"truth": truth, "predicted": probabilities}).groupby(place)
