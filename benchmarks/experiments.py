@@ -25,15 +25,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from derma import scoring, tables
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from derma import scoring  # noqa: E402 - the package is not installed
-from derma.dataset import CLASSES  # noqa: E402
-
 NOTEBOOK = "skin_lesion_classification.ipynb"
 TABLE, PAGE, RUNS = ROOT / "docs" / "experiments.csv", ROOT / "docs" / "experiments.md", ROOT / "models" / "experiments"
-RESAMPLES = 2000
 COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 FROZEN = {"frozen": True, "image_size": 192, "batch_size": 256, "epochs": 8}  # each of the eight views is an example
 ONE_VIEW = FROZEN | {"epochs": 30, "tta": False}
@@ -65,12 +63,9 @@ EXPERIMENTS = {
 def variables(name: str, weights: str | None = None) -> dict[str, str]:
     """Return an experiment's environment, without seed and results; ``weights`` is a folder of weights files."""
     settings = COMMON | {"model": EXPERIMENTS[name].model} | EXPERIMENTS[name].settings
-    if weights:
-        settings["weights"] = Path(weights).absolute() / f"{settings['model'].split('.')[0]}.safetensors"
-    return {
-        f"DERMA_{key.upper()}": str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in settings.items()
-    }
+    values = {f"DERMA_{key.upper()}": str(value).lower() for key, value in settings.items()}
+    file = f"{settings['model'].split('.')[0]}.safetensors"
+    return values | ({"DERMA_WEIGHTS": str(Path(weights).absolute() / file)} if weights else {})
 
 
 def command(name: str) -> str:
@@ -81,8 +76,7 @@ def command(name: str) -> str:
 
 def folders_of(name: str) -> list[Path]:
     """Return the folders of an experiment's runs, by seed."""
-    slug = name.replace(",", "").replace(" ", "-")
-    return [RUNS / f"{slug}-seed{seed}" for seed in range(EXPERIMENTS[name].seeds)]
+    return [RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{k}" for k in range(EXPERIMENTS[name].seeds)]
 
 
 def record_of(name: str, folder: Path) -> dict | None:
@@ -112,18 +106,17 @@ def run(name: str, seed: int, weights: str | None, commit: str) -> None:
 
 def predictions(name: str) -> pd.DataFrame:
     """Return the held-out predictions, in columns ``<seed>/task_1`` and so on, and the truth, indexed by Id."""
-    tables = [pd.read_csv(folder / "held_out.csv", index_col="Id") for folder in folders_of(name)]
-    wide = pd.concat([table.add_prefix(f"{seed}/") for seed, table in enumerate(tables)], axis=1, join="inner")
-    classes = np.array([Path(identifier).parent.name for identifier in wide.index])
-    return wide.assign(true_1=(classes == CLASSES[0]).astype(float), true_2=(classes == CLASSES[2]).astype(float))
+    held_out = [tables.read_table(folder / "held_out.csv") for folder in folders_of(name)]
+    truth = tables.truth_from_ids(held_out[0]).values.set_axis(["true_1", "true_2"], axis=1)
+    return pd.concat([truth, *(each.values.add_prefix(f"{k}/") for k, each in enumerate(held_out))], axis=1)
 
 
 def areas(joined: pd.DataFrame, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Return the AUCs of every seed, (seeds, 3), and those of resampled images, (resamples, seeds, 3)."""
     columns = sorted(c for c in joined if "task_" in c and c.startswith(prefix) and (prefix or c[0].isdigit()))
     values = np.array([roc_auc_score(joined[f"true_{column[-1]}"], joined[column]) for column in columns])
-    both = values.reshape(1, -1, 2), scoring.bootstrap_areas(joined, columns, RESAMPLES).reshape(RESAMPLES, -1, 2)
-    values, resampled = (np.concatenate([each, each.mean(-1, keepdims=True)], axis=-1) for each in both)
+    pairs = values.reshape(1, -1, 2), scoring.bootstrap_areas(joined, columns).reshape(scoring.RESAMPLES, -1, 2)
+    values, resampled = (np.concatenate([each, each.mean(-1, keepdims=True)], axis=-1) for each in pairs)
     return values[0], resampled
 
 
@@ -136,7 +129,7 @@ def difference(first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     found, resampled = [], []
     for values, drawn in (areas(both), areas(both, "other ")):
-        seeds = rng.integers(len(values), size=(RESAMPLES, len(values), 1))
+        seeds = rng.integers(len(values), size=(len(drawn), len(values), 1))
         found.append(values.mean(0))
         resampled.append(np.take_along_axis(drawn, seeds, axis=1).mean(1))
     return found[0] - found[1], resampled[0] - resampled[1]
@@ -144,8 +137,7 @@ def difference(first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
 
 def intervals(column: str, values: np.ndarray, resampled: np.ndarray) -> dict[str, str]:
     """Return the columns of values, (3,), and of the middle 95 % of their resamples, (resamples, 3)."""
-    ends = np.quantile(resampled, (0.025, 0.975), axis=0)
-    parts = {"": values, "_low": ends[0], "_high": ends[1]}
+    parts = {"": values, **dict(zip(("_low", "_high"), np.quantile(resampled, (0.025, 0.975), axis=0)))}
     return {f"{column}_{k + 1}{part}": f"{row[k]:.4f}" for k in range(3) for part, row in parts.items()}
 
 
@@ -186,21 +178,18 @@ def page_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare recipes by cross-validation.")
-    parser.add_argument(
-        "--names", nargs="+", default=EXPERIMENTS, choices=EXPERIMENTS, metavar="NAME", help="default: all"
-    )
+    parser.add_argument("--names", nargs="+", default=EXPERIMENTS, choices=EXPERIMENTS, metavar="NAME")
     parser.add_argument("--weights", help="a folder of <model>.safetensors, as resnet50.safetensors")
     parser.add_argument("--list", action="store_true", help="print the experiments and their commands")
     parser.add_argument("--table", action="store_true", help="write both tables, and train nothing")
     options = parser.parse_args()
     if options.list:
-        print(*(f"{name}: {command(name)}" for name in options.names), sep="\n")
-        return
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
-    commit = subprocess.check_output(describe, cwd=ROOT, text=True).strip()
+        return print(*(f"{name}: {command(name)}" for name in options.names), sep="\n")
+    commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
+    changed = subprocess.check_output(["git", "status", "--porcelain", "-uno", "--", ".", ":!docs"], cwd=ROOT)
     for name in [] if options.table else options.names:
         for seed in range(EXPERIMENTS[name].seeds):
-            run(name, seed, options.weights, commit)
+            run(name, seed, options.weights, commit + ("-dirty" if changed else ""))
         write_tables()
     write_tables()
 
