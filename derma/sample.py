@@ -1,15 +1,14 @@
-"""Draw dermoscopy-like pictures, so that everything in this repository runs without a download.
+"""Draw dermoscopy-like images, so that everything in this repository runs without a download.
 
-    python -m derma.sample                          # data/sample: 480 / 90 / 150 pictures of 256 x 192
+    python -m derma.sample                          # data/sample: 480 / 90 / 150 images of 256 x 192
     python -m derma.sample data/large --size 4288x2848 --counts 8 3 3
 
-The drawings follow the ABCD rule (Nachbar et al., 1994, https://doi.org/10.1016/S0190-9622(94)70061-3) and
-the signs that dermoscopists agree on (Argenziano et al., 2003, https://doi.org/10.1067/mjd.2003.281): a
-melanoma is asymmetric and ragged, of several colours, perhaps under a blue-white veil; a nevus is round and
-even, in one or two browns, often with a regular pigment network; a seborrheic keratosis has a sharp edge, a
-waxy look, milia-like cysts and comedo-like openings. The signs are present more or less and some pictures
-borrow those of another class, so the classes overlap. Light, skin, hairs, ruler marks, gel bubbles and dark
-corners tell nothing about the class.
+The drawings follow the ABCD rule (Nachbar et al., 1994, https://doi.org/10.1016/S0190-9622(94)70061-3) and the signs
+that dermoscopists agree on (Argenziano et al., 2003, https://doi.org/10.1067/mjd.2003.281). A melanoma is asymmetric
+and ragged, of several colours, perhaps under a blue-white veil. A nevus is round and even, in one or two browns, often
+with a regular pigment network. A seborrheic keratosis has a sharp edge, a waxy look, milia-like cysts and comedo-like
+openings. Signs vary in strength, and some images borrow those of another class, so the classes overlap. Light, skin,
+hairs, ruler marks, gel bubbles and dark corners do not depend on the class.
 
 These are drawings. What a network learns from them says nothing about skin.
 """
@@ -20,31 +19,27 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
-from tqdm import tqdm
 
-from derma.commands import Parser, whole_number
+from derma.commands import Parser, progress, whole_number
 from derma.dataset import CLASSES, SPLITS
 
-# Pictures of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
+# Images of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
 COUNTS = {"train": (90, 329, 61), "valid": (18, 47, 25), "test": (29, 98, 23)}
 SIZE = (256, 192)
 MOST_SIDE = 8192  # a drawing takes some 200 bytes for each pixel
-BORROWED = 0.12  # share of pictures with the shape, the texture or the colours of another class
+BORROWED = 0.12  # share of images with the shape, the texture or the colours of another class
 
 MELANIN = np.array([0.50, 1.00, 1.55], np.float32)  # absorbs blue most, so it looks brown
 WAX = np.array([0.42, 0.85, 1.75], np.float32)  # a yellower brown
 VEIL = np.array([0.47, 0.52, 0.63], np.float32)
 RED = np.array([0.70, 0.36, 0.34], np.float32)
 WHITE = np.array([0.88, 0.82, 0.80], np.float32)
-
-
 # Ranges of the outline's mean radius (short sides), ratio of axes, waviness and raggedness (radii).
 OUTLINES = {
     "melanoma": ((0.22, 0.38), (0.60, 0.95), (0.03, 0.13), (0.02, 0.07)),
@@ -56,12 +51,7 @@ FADES = {"melanoma": (0.05, 0.25), "nevus": (0.08, 0.35), "seborrheic_keratosis"
 
 
 class Canvas:
-    """Coordinates and noise for one picture, in units of its short side, so that any size shows the same drawing.
-
-    Args:
-        size: width and height in pixels.
-        rng: the picture's own source of random numbers.
-    """
+    """Coordinates and noise for one image, in units of its short side, so that any size shows the same drawing."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
         self.width, self.height = size
@@ -79,25 +69,30 @@ class Canvas:
         return field / 0.815  # interpolation flattens the grid's unit variance to about this (measured)
 
     def strokes(self, lines: list[tuple[np.ndarray, float]]) -> np.ndarray:
-        """Draw polylines as ink in [0, 1], (height, width).
-
-        Args:
-            lines: points, (points, 2) in short sides from the picture's centre, and a width for each line.
-        """
+        """Draw lines, each (points, 2) from the image's centre and a width, as ink in [0, 1], (height, width)."""
         finer = 3 if self.short < 600 else 1  # smooths the edges of hairs that are about a pixel wide
         ink = Image.new("L", (self.width * finer, self.height * finer))
         draw = ImageDraw.Draw(ink)
         for points, width in lines:
-            pixels = (points * self.short + (self.width / 2, self.height / 2)) * finer
-            draw.line(
-                [tuple(p) for p in pixels], fill=255, width=max(1, round(width * self.short * finer)), joint="curve"
-            )
+            pixels = [tuple(each) for each in (points * self.short + (self.width / 2, self.height / 2)) * finer]
+            draw.line(pixels, fill=255, width=max(1, round(width * self.short * finer)), joint="curve")
         return np.asarray(ink.reduce(finer) if finer > 1 else ink, np.float32) / 255
 
-    def discs(self, centres: np.ndarray, radii: np.ndarray, softness: float = 0.35) -> np.ndarray:
-        """Soft round dots at (dots, 2) centres, all in short sides; values in [0, 1], (height, width)."""
+    def dots(self, depth: np.ndarray, counts: tuple, depths: tuple, radii: tuple, softness: float = 0.35) -> np.ndarray:
+        """Draw soft round dots at random places as ink in [0, 1], (height, width).
+
+        The tuples are ranges: of their number, of the lesion's ``depth`` at their centres, and of their radii.
+        """
+        count, places = int(self.rng.integers(*counts)), []
+        for _ in range(40 * count):
+            if len(places) == count:
+                break
+            u, v = self.rng.uniform(0, 1, 2)
+            row, column = int(v * self.height), int(u * self.width)
+            if depths[0] < depth[row, column] < depths[1]:
+                places.append((self.x[0, column], self.y[row, 0]))
         field = np.zeros(self.shape, np.float32)
-        for (cx, cy), radius in zip(centres, radii, strict=True):
+        for (cx, cy), radius in zip(places, self.rng.uniform(*radii, len(places)), strict=True):
             reach = radius * (1 + softness)
             left, right = np.searchsorted(self.x[0], (cx - reach, cx + reach))
             top, bottom = np.searchsorted(self.y[:, 0], (cy - reach, cy + reach))
@@ -113,8 +108,8 @@ def _step(value: np.ndarray, edge: float, width: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _blend(picture: np.ndarray, colour: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    return picture + (colour - picture) * amount[..., None]
+def _blend(image: np.ndarray, colour: np.ndarray, amount: np.ndarray) -> np.ndarray:
+    return image + (colour - image) * amount[..., None]
 
 
 def _skin(canvas: Canvas) -> np.ndarray:
@@ -149,27 +144,12 @@ def _network(canvas: Canvas, period: float, warp: float) -> np.ndarray:
     turn = canvas.rng.uniform(0, np.pi)
     u = canvas.x + warp * period * canvas.noise(0.12)
     v = canvas.y + warp * period * canvas.noise(0.12)
-    waves = sum(
-        np.cos(2 * np.pi / period * (np.cos(turn + k * np.pi / 3) * u + np.sin(turn + k * np.pi / 3) * v))
-        for k in range(3)
-    )
+    angles = (turn + k * np.pi / 3 for k in range(3))
+    waves = sum(np.cos(2 * np.pi / period * (np.cos(angle) * u + np.sin(angle) * v)) for angle in angles)
     return 1 - _step(waves / 3, 0.0, 0.7)
 
 
-def _scatter(canvas: Canvas, depth: np.ndarray, count: int, low: float, high: float) -> np.ndarray:
-    """Random places, (count, 2) in short sides, where the depth below the border lies between ``low`` and ``high``."""
-    rng, places = canvas.rng, []
-    for _ in range(40 * count):
-        if len(places) == count:
-            break
-        u, v = rng.uniform(0, 1, 2)
-        row, column = int(v * canvas.height), int(u * canvas.width)
-        if low < depth[row, column] < high:
-            places.append((canvas.x[0, column], canvas.y[row, 0]))
-    return np.array(places, np.float32).reshape(-1, 2)
-
-
-def _paint_nevus(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _paint_nevus(canvas: Canvas, image: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     density = rng.uniform(0.5, 1.5) * (1 + 0.08 * canvas.noise(0.15))
     if rng.random() < 0.5:  # a second brown, concentric
@@ -178,12 +158,11 @@ def _paint_nevus(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, inside:
         lines = _network(canvas, rng.uniform(0.028, 0.05), warp=0.25)
         density = density * (1 + rng.uniform(0.3, 0.8) * (lines - 0.5))
     if rng.random() < 0.3:
-        places = _scatter(canvas, depth, int(rng.integers(6, 25)), 0.1, 0.9)
-        density = density + 0.5 * canvas.discs(places, rng.uniform(0.008, 0.014, len(places)))
-    return picture * np.exp(-(inside * density)[..., None] * MELANIN)
+        density = density + 0.5 * canvas.dots(depth, (6, 25), (0.1, 0.9), (0.008, 0.014))
+    return image * np.exp(-(inside * density)[..., None] * MELANIN)
 
 
-def _paint_melanoma(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _paint_melanoma(canvas: Canvas, image: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     patches = canvas.noise(0.18)
     density = rng.uniform(0.5, 1.3) * (0.65 + 0.7 * _step(patches, 0, 1.0) + 0.1 * canvas.noise(0.05))
@@ -192,9 +171,8 @@ def _paint_melanoma(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, insi
         lines = _network(canvas, rng.uniform(0.045, 0.08), warp=1.2)
         density = density * (1 + rng.uniform(0.4, 1.0) * (lines - 0.5) * _step(canvas.noise(0.25), 0, 0.5))
     if rng.random() < 0.5:
-        places = _scatter(canvas, depth, int(rng.integers(5, 30)), -0.02, 0.5)
-        density = density + 0.8 * canvas.discs(places, rng.uniform(0.005, 0.016, len(places)))
-    painted = picture * np.exp(-(inside * density)[..., None] * MELANIN)
+        density = density + 0.8 * canvas.dots(depth, (5, 30), (-0.02, 0.5), (0.005, 0.016))
+    painted = image * np.exp(-(inside * density)[..., None] * MELANIN)
     for colour, chance, strength in ((VEIL, 0.45, 0.6), (RED, 0.35, 0.45), (WHITE, 0.35, 0.5)):
         if rng.random() < chance:
             patch = _step(canvas.noise(0.22), rng.uniform(0.4, 0.9), 1.0)
@@ -202,23 +180,21 @@ def _paint_melanoma(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, insi
     return painted
 
 
-def _paint_keratosis(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _paint_keratosis(canvas: Canvas, image: np.ndarray, depth: np.ndarray, inside: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     tint = MELANIN + (WAX - MELANIN) * rng.uniform(0, 1)
     relief = canvas.noise(0.06)
     density = rng.uniform(0.4, 1.5) * (1 + 0.12 * canvas.noise(0.2) + 0.1 * relief)
     if rng.random() < 0.4:  # fissures between ridges, as on a brain
         density = density + rng.uniform(0.3, 0.7) * (1 - _step(np.abs(canvas.noise(0.07)), 0.12, 0.25))
-    painted = picture * np.exp(-(inside * density)[..., None] * tint)
+    painted = image * np.exp(-(inside * density)[..., None] * tint)
     # Wax: the relief, lit from one side.
     painted = painted * (1 + 0.25 * np.gradient(relief, axis=1)[..., None] * canvas.short / 192 * inside[..., None])
     if rng.random() < 0.85:
-        places = _scatter(canvas, depth, int(rng.integers(4, 26)), 0.08, 2)
-        dots = canvas.discs(places, rng.uniform(0.007, 0.018, len(places)))
+        dots = canvas.dots(depth, (4, 26), (0.08, 2), (0.007, 0.018))
         painted = _blend(painted, np.array([0.93, 0.88, 0.74], np.float32), rng.uniform(0.45, 0.85) * dots)
     if rng.random() < 0.75:
-        places = _scatter(canvas, depth, int(rng.integers(3, 16)), 0.08, 2)
-        dots = canvas.discs(places, rng.uniform(0.010, 0.026, len(places)), softness=0.2)
+        dots = canvas.dots(depth, (3, 16), (0.08, 2), (0.010, 0.026), softness=0.2)
         painted = _blend(painted, np.array([0.23, 0.14, 0.09], np.float32), rng.uniform(0.5, 0.9) * dots)
     return painted
 
@@ -226,30 +202,27 @@ def _paint_keratosis(canvas: Canvas, picture: np.ndarray, depth: np.ndarray, ins
 PAINTERS = {"melanoma": _paint_melanoma, "nevus": _paint_nevus, "seborrheic_keratosis": _paint_keratosis}
 
 
-def _hairs(canvas: Canvas, picture: np.ndarray) -> np.ndarray:
+def _hairs(canvas: Canvas, image: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     if rng.random() < 0.45:
-        return picture
+        return image
     lines = []
     for _ in range(int(rng.integers(1, 18))):
         start, bend = rng.uniform(-0.75, 0.75, 2), rng.normal(0, 0.12, 2)
         heading, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.1)
         end = start + length * np.array([np.cos(heading), np.sin(heading)])
         t = np.linspace(0, 1, 24)[:, None]
-        lines.append(
-            (
-                (1 - t) ** 2 * start + 2 * t * (1 - t) * ((start + end) / 2 + bend) + t**2 * end,
-                rng.uniform(0.003, 0.008),
-            )
-        )
+        middle = (start + end) / 2 + bend
+        points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
+        lines.append((points, rng.uniform(0.003, 0.008)))
     colour = np.array([0.16, 0.11, 0.09], np.float32) * rng.uniform(0.6, 2.2)
-    return _blend(picture, colour, rng.uniform(0.55, 0.95) * canvas.strokes(lines))
+    return _blend(image, colour, rng.uniform(0.55, 0.95) * canvas.strokes(lines))
 
 
-def _ruler(canvas: Canvas, picture: np.ndarray) -> np.ndarray:
+def _ruler(canvas: Canvas, image: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     if rng.random() > 0.15:
-        return picture
+        return image
     spacing, turned = rng.uniform(0.05, 0.08), rng.random() < 0.5
     half = (canvas.height if turned else canvas.width) / canvas.short / 2
     edge = (canvas.width if turned else canvas.height) / canvas.short / 2 * rng.choice((-1, 1))
@@ -258,79 +231,62 @@ def _ruler(canvas: Canvas, picture: np.ndarray) -> np.ndarray:
         inner = edge - np.sign(edge) * (0.10 if number % 5 == 0 else 0.06)
         tick = np.array([[place, edge], [place, inner]])
         ticks.append((tick[:, ::-1] if turned else tick, 0.006))
-    return _blend(picture, np.array([0.1, 0.1, 0.12], np.float32), 0.85 * canvas.strokes(ticks))
+    return _blend(image, np.array([0.1, 0.1, 0.12], np.float32), 0.85 * canvas.strokes(ticks))
 
 
-def _bubbles(canvas: Canvas, picture: np.ndarray) -> np.ndarray:
+def _bubbles(canvas: Canvas, image: np.ndarray) -> np.ndarray:
     rng = canvas.rng
     if rng.random() > 0.25:
-        return picture
+        return image
     for _ in range(int(rng.integers(1, 6))):
         (cx, cy), radius = rng.uniform(-0.6, 0.6, 2), rng.uniform(0.015, 0.07)
         distance = np.hypot(canvas.x - cx, canvas.y - cy) / radius
         rim = np.exp(-(((distance - 1) / 0.10) ** 2))
         glint = np.exp(-((np.hypot(canvas.x - cx + 0.4 * radius, canvas.y - cy + 0.4 * radius) / (0.25 * radius)) ** 2))
-        picture = _blend(picture, np.ones(3, np.float32), np.clip(0.35 * rim + 0.7 * glint, 0, 1))
-    return picture
+        image = _blend(image, np.ones(3, np.float32), np.clip(0.35 * rim + 0.7 * glint, 0, 1))
+    return image
 
 
-def _optics(canvas: Canvas, picture: np.ndarray) -> np.ndarray:
+def _optics(canvas: Canvas, image: np.ndarray) -> np.ndarray:
     """Vignette, dark corners, exposure, a little blur and the sensor's noise."""
     rng = canvas.rng
     distance = np.hypot(canvas.x, canvas.y)
-    picture = picture * (1 - rng.uniform(0, 0.35) * np.clip(distance, 0, 1) ** 2)[..., None]
+    image = image * (1 - rng.uniform(0, 0.35) * np.clip(distance, 0, 1) ** 2)[..., None]
     if rng.random() < 0.3:
-        picture = picture * (1 - 0.95 * _step(distance, rng.uniform(0.52, 0.66), 0.04))[..., None]
-    picture = picture * rng.uniform(0.75, 1.12) * (1 + rng.normal(0, 0.03, 3)).astype(np.float32)
-    picture = gaussian(picture, sigma=rng.uniform(0.0005, 0.003) * canvas.short, channel_axis=2)
-    return picture + rng.normal(0, 0.012, (*canvas.shape, 1)).astype(np.float32)
+        image = image * (1 - 0.95 * _step(distance, rng.uniform(0.52, 0.66), 0.04))[..., None]
+    image = image * rng.uniform(0.75, 1.12) * (1 + rng.normal(0, 0.03, 3)).astype(np.float32)
+    image = gaussian(image, sigma=rng.uniform(0.0005, 0.003) * canvas.short, channel_axis=2)
+    return image + rng.normal(0, 0.012, (*canvas.shape, 1)).astype(np.float32)
 
 
-def draw_picture(label: str, rng: np.random.Generator, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Draw one lesion.
+def draw_image(label: str, rng: np.random.Generator, size: tuple[int, int] = SIZE) -> Image.Image:
+    """Draw one lesion of a class of ``CLASSES``.
 
     Args:
-        label: ``"melanoma"``, ``"nevus"`` or ``"seborrheic_keratosis"``.
         rng: source of every random choice.
         size: width and height in pixels, at least 32; the drawing itself does not depend on the resolution.
-
-    Returns:
-        An RGB picture.
     """
     canvas = Canvas(size, rng)
     shape, texture, fade = label, label, label
     if rng.random() < BORROWED:
         other = str(rng.choice([name for name in CLASSES if name != label]))
         shape, texture, fade = ((other, label, other), (label, other, label), (label, label, other))[rng.integers(3)]
-    picture = _skin(canvas)
+    image = _skin(canvas)
     depth = _outline(canvas, shape)
     inside = _step(depth, 0, rng.uniform(*FADES[fade]))
-    picture = PAINTERS[texture](canvas, picture, depth, inside)
+    image = PAINTERS[texture](canvas, image, depth, inside)
     for overlay in (_bubbles, _hairs, _ruler, _optics):
-        picture = overlay(canvas, picture)
-    return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def _jobs(folder: Path, counts: dict[str, tuple[int, int, int]], size: tuple[int, int], seed: int) -> Iterator[tuple]:
-    for split_number, split in enumerate(SPLITS):
-        for target, (label, count) in enumerate(zip(CLASSES, counts[split], strict=True)):
-            for number in range(count):
-                # Each picture has a seed of its own, so neither the order nor the number of processes matters.
-                key = (seed, split_number, target, number)
-                yield folder / split / label / f"DRAWN_{split_number}{target}{number:05d}.jpg", label, key, size
+        image = overlay(canvas, image)
+    return Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
 def _draw_job(job: tuple) -> None:
     file, label, key, size = job
-    draw_picture(label, np.random.default_rng(key), size).save(file, quality=90)
+    draw_image(label, np.random.default_rng(key), size).save(file, quality=90)
 
 
 def draw_sample(
-    folder: str | os.PathLike,
-    counts: dict[str, tuple[int, int, int]] = COUNTS,
-    size: tuple[int, int] = SIZE,
-    seed: int = 0,
-    workers: int | None = None,
+    folder: str | os.PathLike, counts: dict = COUNTS, size: tuple = SIZE, seed: int = 0, workers: int | None = None
 ) -> None:
     """Draw a whole data folder ``{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
 
@@ -338,28 +294,30 @@ def draw_sample(
     The folder appears complete or not at all.
 
     Args:
-        folder: where to; must not exist yet.
-        counts: for each split, how many pictures of each class.
+        counts: for each split, the number of images of each class.
         size: width and height in pixels.
-        seed: source of every random choice.
         workers: processes; all cores by default.
 
     Raises:
-        FileExistsError: the folder is there already; nothing is overwritten.
+        FileExistsError: the folder exists; nothing is overwritten.
     """
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder}: is there already; delete it or name another folder.")
+        raise FileExistsError(f"{folder}: exists already; delete it or name another folder.")
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
-    jobs = list(_jobs(partial, counts, size, seed))
+    jobs = [
+        # Each image has its own seed, so neither the order nor the number of processes matters.
+        (partial / split / label / f"DRAWN_{s}{c}{number:05d}.jpg", label, (seed, s, c, number), size)
+        for s, split in enumerate(SPLITS)
+        for c, label in enumerate(CLASSES)
+        for number in range(counts[split][c])
+    ]
     for parent in {job[0].parent for job in jobs}:
         parent.mkdir(parents=True)
     try:
         with ProcessPoolExecutor(workers) as pool:
-            drawn = pool.map(_draw_job, jobs, chunksize=8)
-            for _ in tqdm(drawn, total=len(jobs), desc=f"drawing {folder}", leave=False, file=sys.stdout):
-                pass
+            list(progress(pool.map(_draw_job, jobs, chunksize=8), total=len(jobs), desc=f"drawing {folder}"))
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -377,33 +335,28 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.sample``; returns the exit code."""
-    parser = Parser(prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like pictures.")
-    parser.add_argument("folder", nargs="?", default="data/sample", type=Path, help="where to (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=_size, default=SIZE, metavar="WxH", help="pixels, each at least 32 (default: 256x192)"
-    )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
-    parser.add_argument(
-        "--counts", type=whole_number(len(CLASSES)), nargs=3, metavar=("TRAIN", "VALID", "TEST"), default=None,
-        help="pictures for each split, shared among the classes as in ISIC 2017 (default: 480 90 150)",
-    )  # fmt: skip
+    parser = Parser(prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like images.")
+    add = parser.add_argument
+    add("folder", nargs="?", default="data/sample", type=Path, help="must not exist yet (default: %(default)s)")
+    add("--size", type=_size, default=SIZE, metavar="WxH", help="pixels, each at least 32 (default: 256x192)")
+    add("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
+    shares = "images for each split, with the classes in proportion to ISIC 2017 (default: 480 90 150)"
+    add("--counts", type=whole_number(len(CLASSES)), nargs=3, metavar=("TRAIN", "VALID", "TEST"), help=shares)
     options = parser.parse_args(arguments)
     counts = COUNTS
     if options.counts:
-        counts = {split: _shared_out(total, COUNTS[split]) for split, total in zip(SPLITS, options.counts, strict=True)}
+        counts = {split: _divide(total, COUNTS[split]) for split, total in zip(SPLITS, options.counts, strict=True)}
     try:
         draw_sample(options.folder, counts, options.size, options.seed)
-    except FileExistsError as error:
-        print(error, file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"{options.folder}: cannot be made ({error.strerror or error}); name another folder.", file=sys.stderr)
+        message = f"{options.folder}: cannot be made ({error.strerror or error}); name another folder."
+        print(error if isinstance(error, FileExistsError) else message, file=sys.stderr)
         return 2
-    print(f"Drew {sum(map(sum, counts.values()))} pictures into {options.folder}.")
+    print(f"Drew {sum(map(sum, counts.values()))} images into {options.folder}.")
     return 0
 
 
-def _shared_out(total: int, proportions: tuple[int, int, int]) -> tuple[int, int, int]:
+def _divide(total: int, proportions: tuple[int, int, int]) -> tuple[int, int, int]:
     """Split a total of at least three in the given proportions, none of them empty."""
     first, third = (max(1, int(total * part / sum(proportions) + 0.5)) for part in proportions[::2])
     if first + third >= total:

@@ -1,46 +1,42 @@
 """Read from web servers that fail now and then: whole files, parts of them, and zips member by member.
 
-urllib3 speaks HTTP; what is added is what thousands of downloads over hours need: every answer is checked for its
-length and asked for again, after a pause, if it is short, late, cut off or refused for the moment (429 and 5xx, with
-their ``Retry-After``). Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...) or the system's settings,
-certificates from the system's store or ``SSL_CERT_FILE``.
+httpx speaks HTTP. This module adds what hours of downloads need: the length of every answer is checked, and a request
+is repeated after a pause if the answer was short, late, cut off or a temporary refusal (429 and 5xx, with Retry-After).
+Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...) or the system's settings, certificates from the
+system's store or ``SSL_CERT_FILE``.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import lzma
 import re
+import ssl
+import struct
 import threading
 import zipfile
 import zlib
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, ProxySchemeUnknown
-from urllib3.util import Retry, Timeout, make_headers, parse_url
+import httpx
 
-FOR_THE_MOMENT = {408, 429, 500, 502, 503, 504}
+TEMPORARY = {408, 429, 500, 502, 503, 504}
 LONGEST_PAUSE = 60.0  # seconds, whatever a server's Retry-After says
 MOST_BYTES = 2**29  # of one answer
-DAMAGED_READS = 3  # of a zip's member, before it is given up
-# All that the end record of a zip can take, with the longest comment and zip64's own end record and locator.
-TAIL = 22 + 2**16 + 20 + 56
+DAMAGED_READS = 3  # of a zip's member on a server, before it is given up
+TAILS = (2**20, 2**24)  # bytes at the end of a zip that are read for its directory: the second if it needs more
 
 
 class Unreachable(Exception):
-    """A server does not give what is needed, now or at all; the message is one sentence that says what to do."""
+    """A server does not give what is needed; the message is one sentence that says what to do."""
 
 
 class NotThere(Unreachable):
-    """A server answers, and says that it does not have the file or does not give it."""
+    """A server answers that it does not have the file or does not give it."""
 
 
 class Damaged(Exception):
-    """A member of a zip is not what the zip says it is, however often it is read; the message is a phrase."""
+    """A zip's member is not what the zip's directory says it is; the message is a phrase."""
 
 
 def is_url(location: str) -> bool:
@@ -49,191 +45,111 @@ def is_url(location: str) -> bool:
 
 
 class Web:
-    """Get things from servers, patiently; safe to use from several threads.
+    """Get files from servers and repeat what fails; safe to use from several threads.
 
     Args:
-        connections: kept open to each server at most.
+        connections: open at the same time, at most.
         timeout: seconds to wait for a connection, and for the next bytes of an answer.
-        retries: how often a request is made again; the pauses between grow from half a second to a minute.
+        retries: how often a request is repeated; the pauses grow from half a second to a minute.
+
+    Raises:
+        Unreachable: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, connections: int = 8, timeout: float = 30.0, retries: int = 6):
-        self.retries = retries
-        self.stopped = threading.Event()  # once it is set, nothing is asked for again
-        self._options = {
-            "maxsize": connections,
-            "block": True,
-            "timeout": Timeout(connect=timeout, read=timeout),
-            # urllib3 follows redirects; failures are _get's business, which looks at bodies too.
-            "retries": Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
-        }
-        self._managers: dict[str | None, urllib3.PoolManager] = {}
-        self._lock = threading.Lock()
-
-    def get(self, url: str) -> bytes:
-        """Return a whole file.
-
-        Raises:
-            Unreachable: it cannot be had.
-        """
-        return self._get(url, None)[0]
-
-    def get_part(self, url: str, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` up to, not including, ``stop``.
-
-        Raises:
-            Unreachable: they cannot be had, or the server sends whole files only.
-        """
-        return self._get(url, (start, stop))[0]
-
-    def get_size(self, url: str) -> int:
-        """Return a file's size in bytes, by asking for its first one.
-
-        Raises:
-            Unreachable: it cannot be had, or the server sends whole files only.
-        """
-        return self._get(url, (0, 1))[1]
-
-    def _manager(self, url: str) -> urllib3.PoolManager:
-        """Return the connections to a URL's server, by way of the proxy that the environment names for it."""
-        parts, proxies = urlsplit(url), getproxies()
-        proxy = proxies.get(parts.scheme, proxies.get("all"))
-        if proxy and proxy_bypass(parts.netloc):
-            proxy = None
-        with self._lock:
-            if proxy not in self._managers:
-                if proxy is None:
-                    self._managers[proxy] = urllib3.PoolManager(**self._options)
-                else:
-                    self._managers[proxy] = self._by_proxy(proxy)
-            return self._managers[proxy]
-
-    def _by_proxy(self, proxy: str) -> urllib3.ProxyManager:
+        self.connections, self.retries = connections, retries
+        self.stopped = threading.Event()  # once it is set, nothing is requested again
         try:
-            address = parse_url(proxy)
-            headers = make_headers(proxy_basic_auth=unquote(address.auth)) if address.auth else None
-            return urllib3.ProxyManager(address._replace(auth=None).url, proxy_headers=headers, **self._options)
-        except (ProxySchemeUnknown, ValueError):
+            self._client = httpx.Client(
+                timeout=httpx.Timeout(timeout, pool=None),
+                limits=httpx.Limits(max_connections=connections),
+                verify=ssl.create_default_context(),
+                follow_redirects=True,
+                # Some servers refuse clients without a name; a compressed answer would have another length.
+                headers={"User-Agent": f"derma httpx/{httpx.__version__}", "Accept-Encoding": "identity"},
+            )
+        except (ImportError, ValueError) as error:
             raise Unreachable(
-                f"{proxy}: the environment names this proxy, and it is none of http:// or https://; correct "
-                "http_proxy, https_proxy or all_proxy."
+                f"The environment's proxy cannot be used ({error}); correct http_proxy, https_proxy or all_proxy."
             ) from None
 
-    def _get(self, url: str, part: tuple[int, int] | None) -> tuple[bytes, int]:
-        """Return the body and the size of the whole file, trying again while there is hope."""
+    def get(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Return a file, or its bytes from ``start`` up to, not including, ``stop``.
+
+        Raises:
+            Unreachable: the server does not give it, or sends whole files only where a part is needed.
+        """
+        return self._get(url, start, stop)[0]
+
+    def get_size(self, url: str) -> int:
+        """Return a file's size in bytes, by requesting its first one; raises Unreachable as :meth:`get` does."""
+        return self._get(url, 0, 1)[1]
+
+    def _get(self, url: str, start: int, stop: int | None) -> tuple[bytes, int]:
+        """Return the body and the size of the whole file; repeats what may succeed later."""
+        # Whole files are requested as a range too: the answer's Content-Range tells the size a second time.
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
         for attempt in range(self.retries + 1):
-            pause = min(0.5 * 2**attempt, LONGEST_PAUSE)
+            pause = 0.5 * 2**attempt
             try:
-                response = self._manager(url).request(
-                    "GET", url, headers=_headers(part), preload_content=False, redirect=True
-                )
-                try:
-                    if response.status not in FOR_THE_MOMENT:
-                        return _read_answer(url, response, part)
-                    problem = f"{response.status} {response.reason}"
-                    asked = Retry().get_retry_after(response)
-                    pause = min(asked, LONGEST_PAUSE) if asked is not None else pause
-                finally:
-                    if not response.closed:  # not read to its end: the connection is of no more use
-                        response.close()
-                    response.release_conn()
-            except ValueError:
+                with self._client.stream("GET", url, headers=headers) as response:
+                    if response.status_code not in TEMPORARY:
+                        return _read_answer(url, response, start, stop)
+                    problem = f"{response.status_code} {response.reason_phrase}"
+                    asked = response.headers.get("Retry-After", "")
+                    pause = int(asked) if asked.isdecimal() else pause
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
                 raise Unreachable(f"{url}: not a web address; check it.") from None
-            except (HTTPError, OSError) as error:
-                problem = _in_short(error)
-            if attempt < self.retries and self.stopped.wait(pause):
+            except (httpx.HTTPError, OSError) as error:
+                problem = str(error) or type(error).__name__
+            if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_PAUSE)):
                 break
         raise Unreachable(
-            f"{url}: no answer that could be used (tries: {attempt + 1}; the last: {problem}); check the connection "
-            "and run the same command again."
+            f"{url}: no usable answer (tries: {attempt + 1}; the last: {problem}); check the connection and run the "
+            "same command again."
         )
 
 
-def _headers(part: tuple[int, int] | None) -> dict[str, str]:
-    # Some servers turn away clients without a name; a compressed answer would have another length.
-    headers = {"User-Agent": f"derma urllib3/{urllib3.__version__}", "Accept-Encoding": "identity"}
-    # Whole files are asked for as a part too: its header tells the size a second time.
-    return headers | {"Range": "bytes=0-" if part is None else f"bytes={part[0]}-{part[1] - 1}"}
-
-
-def _read_answer(url: str, response: urllib3.BaseHTTPResponse, part: tuple[int, int] | None) -> tuple[bytes, int]:
-    """Return the body and the size of the whole file; HTTPError says that another try may do better."""
-    if response.status not in (200, 206):
-        raise NotThere(f"{url}: the server answers {response.status} {response.reason}; check the address.")
+def _read_answer(url: str, response: httpx.Response, start: int, stop: int | None) -> tuple[bytes, int]:
+    """Return the body and the size of the whole file; raises HTTPError if another try may do better."""
+    if response.status_code not in (200, 206):
+        raise NotThere(f"{url}: the server answers {response.status_code} {response.reason_phrase}; check the address.")
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    if part is None:
-        body = response.read(MOST_BYTES + 1)
-        if len(body) > MOST_BYTES:
-            raise Unreachable(f"{url}: more than {MOST_BYTES:,} bytes; check the address.")
-        if span is not None and len(body) != int(span[2]):
-            raise HTTPError(f"{len(body):,} bytes, in place of {int(span[2]):,}")
-        return body, len(body)
-    if response.status == 200 or span is None:
+    if stop is not None and (response.status_code == 200 or span is None):
         raise Unreachable(
             f"{url}: this server sends whole files only, no parts of them (HTTP ranges); download the archives some "
             "other way and name their folder with --address."
         )
-    body, length = response.read(part[1] - part[0] + 1), part[1] - part[0]
-    if int(span[1]) != part[0] or len(body) != length:
-        raise HTTPError(f"{len(body):,} bytes from {int(span[1]):,} on, in place of {length:,} from {part[0]:,} on")
-    return body, int(span[2])
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise Unreachable(f"{url}: more than {MOST_BYTES:,} bytes; check the address.")
+    if span is None:
+        return bytes(body), len(body)
+    first, size = int(span[1]), int(span[2])
+    length = (size if stop is None else stop) - start
+    if first != start or len(body) != length:
+        raise httpx.ReadError(f"{len(body):,} bytes from {first:,} on, instead of {length:,} from {start:,} on")
+    return bytes(body), size
 
 
-def _in_short(error: Exception) -> str:
-    """Return what went wrong in a phrase, without urllib3's wrappings."""
-    while isinstance(error, MaxRetryError) and error.reason is not None:
-        error = error.reason
-    text = re.sub(r"^\w*(Connection|Pool)\w*\(.*?\): |<[^>]*>:? ?", "", str(error))
-    return text.strip() or type(error).__name__
+class _Tail(io.BytesIO):
+    """The bytes of a file from ``start`` on, at their places in it, for zipfile to read a directory from."""
 
-
-class RemoteFile(io.RawIOBase):
-    """A file on a web server, to read and seek in; each read is one request, unless :meth:`load` has foreseen it."""
-
-    def __init__(self, web: Web, url: str, size: int):
-        self._web, self._url, self._size = web, url, size
-        self._position = 0
-        self.loaded = 0, b""  # where it starts, and what is there
-
-    def load(self, start: int, stop: int) -> None:
-        """Fetch a part in one request, for the reads to come; what was loaded before is forgotten."""
-        self.loaded = (start, self._web.get_part(self._url, start, min(stop, self._size)))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if position < 0:  # as files do: zipfile looks for a directory longer than a tiny file
-            raise OSError(errno.EINVAL, "before the beginning")
-        self._position = position
-        return self._position
+    def __init__(self, content: bytes, start: int):
+        super().__init__(content)
+        self._start = start
 
     def tell(self) -> int:
-        return self._position
+        return super().tell() + self._start
 
-    def read(self, length: int = -1) -> bytes:
-        stop = self._size if length < 0 else min(self._position + length, self._size)
-        if stop <= self._position:
-            return b""
-        start, content = self.loaded
-        if not start <= self._position <= stop <= start + len(content):
-            # Not kept: the end of a zip is read again and again on the way to its directory.
-            content, start = self._web.get_part(self._url, self._position, stop), self._position
-        part = content[self._position - start : stop - start]
-        self._position = stop
-        return part
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(offset - (self._start if whence == io.SEEK_SET else 0), whence) + self._start
 
 
 class RemoteZip:
-    """A zip on a web server or on disk, from which several threads read members at once.
-
-    Args:
-        location: a URL or a path.
-        web: to get it with.
+    """A zip at a URL or a path, from which several threads read members at the same time.
 
     Attributes:
         members: what its directory lists, as ``zipfile.ZipInfo``.
@@ -244,35 +160,27 @@ class RemoteZip:
     """
 
     def __init__(self, location: str, web: Web):
-        self._location, self._web, self._thread = location, web, threading.local()
-        self._tail: tuple[int, bytes] | None = None
-        self._size = web.get_size(location) if is_url(location) else Path(location).stat().st_size
-        try:
-            archive, file = self._open()
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            raise Unreachable(f"{location}: not a zip ({error}); check the address.") from None
+        self._location, self._web = location, web
+        size = web.get_size(location) if is_url(location) else Path(location).stat().st_size
+        for length in TAILS:
+            start = max(0, size - length)
+            try:
+                archive = zipfile.ZipFile(_Tail(self._read_part(start, size) if size else b"", start))
+                break
+            except (zipfile.BadZipFile, ValueError) as error:  # ValueError: the directory begins before the tail
+                problem = error
+        else:
+            raise Unreachable(f"{location}: not a zip ({problem}); check the address.")
         self.members = archive.infolist()
-        if file is not None:  # the directory comes last: the other threads open the zip without asking the server again
-            start, content = file.loaded
-            if start > archive.start_dir:
-                content = web.get_part(location, archive.start_dir, start) + content
-            self._tail = min(start, archive.start_dir), content
         starts = sorted(member.header_offset for member in self.members)
         self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
 
-    def _open(self) -> tuple[zipfile.ZipFile, RemoteFile | None]:
-        """Return this thread's own view of the zip."""
-        if not hasattr(self._thread, "view"):
-            if is_url(self._location):
-                file = RemoteFile(self._web, self._location, self._size)
-                if self._tail is None:
-                    file.load(max(0, self._size - TAIL), self._size)
-                else:
-                    file.loaded = self._tail
-                self._thread.view = zipfile.ZipFile(file), file
-            else:
-                self._thread.view = zipfile.ZipFile(self._location), None
-        return self._thread.view
+    def _read_part(self, start: int, stop: int) -> bytes:
+        if is_url(self._location):
+            return self._web.get(self._location, start, stop)
+        with Path(self._location).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
         """Return a member, unpacked and checked.
@@ -283,13 +191,15 @@ class RemoteZip:
         """
         reads = DAMAGED_READS if is_url(self._location) else 1
         for _ in range(reads):
-            archive, file = self._open()
+            content = self._read_part(member.header_offset, self._stops[member.header_offset])
             try:
-                if file is not None:
-                    file.load(member.header_offset, self._stops[member.header_offset])
-                return archive.read(member)
-            # bzip2's errors are OSErrors; those of the network are Unreachable.
-            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+                if content[:4] != b"PK\3\4":
+                    raise zipfile.BadZipFile("no header")
+                packed = content[30 + sum(struct.unpack_from("<HH", content, 26)) :]  # after name and extra field
+                with zipfile.ZipExtFile(io.BytesIO(packed[: member.compress_size]), "r", member) as file:
+                    return file.read()
+            # Each method of compression has its own errors; bzip2's are OSErrors.
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError) as error:
                 problem = str(error) or "cut short"
             except (NotImplementedError, RuntimeError) as error:
                 raise Damaged(str(error)) from None

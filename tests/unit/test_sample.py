@@ -1,5 +1,3 @@
-import hashlib
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,37 +6,41 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from derma import sample
-from derma.dataset import CLASSES, LesionData
-from derma.sample import COUNTS, draw_picture, draw_sample
+from derma.dataset import CLASSES, SPLITS, LesionData
+from derma.sample import COUNTS, draw_image, draw_sample
 from derma.scoring import mean_auc
 
+ONE_EACH = dict.fromkeys(SPLITS, (1, 1, 1))
 
-def digest(folder) -> str:
-    files = sorted(folder.rglob("*.jpg"))
-    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+
+def contents(folder):
+    return [(file.relative_to(folder), file.read_bytes()) for file in sorted(folder.rglob("*.jpg"))]
 
 
 def test_same_seed_same_bytes_whatever_the_processes(tmp_path):
-    counts = {"train": (2, 2, 2), "valid": (1, 1, 1), "test": (1, 1, 1)}
-    draw_sample(tmp_path / "a", counts, (64, 48), seed=5, workers=1)
-    draw_sample(tmp_path / "b", counts, (64, 48), seed=5, workers=2)
-    draw_sample(tmp_path / "c", counts, (64, 48), seed=6, workers=1)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
-    assert LesionData(tmp_path / "a").counts.loc["all", "all"] == 12
+    for name, seed, workers in (("a", 5, 1), ("b", 5, 2), ("c", 6, 1)):
+        draw_sample(tmp_path / name, ONE_EACH, (64, 48), seed, workers)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert len({content for _, content in a}) == 9  # no image is drawn twice
 
 
-def test_no_picture_is_drawn_twice(drawn):
-    contents = [file.read_bytes() for file in drawn.rglob("*.jpg")]
-    assert len(set(contents)) == len(contents) == 42
+COLOURS = {"melanoma": (157.3, 100.9, 82.1), "nevus": (160.2, 105.3, 82.9), "seborrheic_keratosis": (142.1, 94.2, 71.7)}
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_drawings_stay_as_they_were_for_the_published_numbers(label):
+    images = [draw_image(label, np.random.default_rng((0, seed)), (64, 48)) for seed in range(8)]
+    assert np.mean(images, axis=(0, 1, 2)) == pytest.approx(COLOURS[label], abs=0.2)
 
 
 def test_nothing_is_overwritten_and_nothing_half_drawn(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         draw_sample(tmp_path / "mine")
     monkeypatch.setattr(sample, "_draw_job", int)  # a job is a tuple: fails in the worker
     with pytest.raises(TypeError):
-        draw_sample(tmp_path / "new", {"train": (1, 1, 1), "valid": (1, 1, 1), "test": (1, 1, 1)}, (32, 32))
+        draw_sample(tmp_path / "new", ONE_EACH, (32, 32))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -50,40 +52,28 @@ def test_command_line(tmp_path, capsys):
     assert counts.loc["train"].tolist() == [4, 13, 3, 20]
     assert counts.loc["test", list(CLASSES)].min() == 1
     assert Image.open(next(folder.rglob("*.jpg"))).size == (40, 32)
-    assert sample.main([str(folder)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    for target in (folder, tmp_path / "file" / "sample"):
+        assert sample.main([str(target)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--size", "10x10"],
-        ["--size", "large"],
-        ["--size", "70000x40"],
-        ["--counts", "9", "9"],
-        ["--counts", "2", "9", "9"],
-        ["--seed", "-1"],
-    ],
+    "arguments", ["--size 10x10", "--size large", "--size 70000x40", "--counts 9 9", "--counts 2 9 9", "--seed -1"]
 )
 def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        sample.main(["nowhere", *arguments])
+        sample.main(["nowhere", *arguments.split()])
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert sample.main([str(tmp_path / "file" / "sample")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_twelve_megapixels():
-    picture = draw_picture("melanoma", np.random.default_rng(0), (4288, 2848))
-    assert picture.size == (4288, 2848)
-    # The same lesion at any size: made small, the drawing is the small drawing, but for noise and the finest texture.
-    small = draw_picture("melanoma", np.random.default_rng(0), (268, 178))
-    a, b = (np.asarray(p.resize((67, 44), Image.Resampling.BOX), float) for p in (picture, small))
+def test_any_size_shows_the_same_lesion():
+    large, small = (draw_image("melanoma", np.random.default_rng(0), size) for size in ((1072, 712), (268, 178)))
+    assert large.size == (1072, 712)
+    # The same but for noise and the finest texture.
+    a, b = (np.asarray(each.resize((67, 44), Image.Resampling.BOX), float) for each in (large, small))
     assert np.abs(a - b).mean() < 12
 
 
@@ -92,26 +82,25 @@ def test_proportions_are_those_of_the_challenge():
     for split, counts in COUNTS.items():
         expected = np.array(challenge[split]) / sum(challenge[split]) * sum(counts)
         assert np.abs(expected - counts).max() <= 1
-    assert [sum(COUNTS[split]) for split in ("train", "valid", "test")] == [480, 90, 150]
+    assert [sum(COUNTS[split]) for split in SPLITS] == [480, 90, 150]
 
 
-def colour_histograms(folder, split) -> tuple[np.ndarray, np.ndarray]:
+def colour_histograms(images):
     """16 bins for each of R, G, B, H, S, V; square roots of shares, as is usual for histograms."""
-    histograms, targets = [], []
-    for target, name in enumerate(CLASSES):
-        for file in sorted((folder / split / name).iterdir()):
-            picture = Image.open(file)
-            values = np.concatenate([np.asarray(picture), np.asarray(picture.convert("HSV"))], axis=2)
-            counts = [np.histogram(values[..., k], 16, (0, 256))[0] for k in range(6)]
-            histograms.append(np.sqrt(np.concatenate(counts) / values[..., 0].size))
-            targets.append(target)
-    return np.array(histograms), np.array(targets)
+    histograms = []
+    for path in images["path"]:
+        image = Image.open(path)
+        values = np.concatenate([np.asarray(image), np.asarray(image.convert("HSV"))], axis=2)
+        histograms.append([np.histogram(values[..., k], 16, (0, 256))[0] for k in range(6)])
+    histograms = np.array(histograms).reshape(len(images), -1)
+    return np.sqrt(histograms / histograms.sum(axis=1, keepdims=True))
 
 
 def test_colour_alone_does_not_solve_it(tmp_path):
-    draw_sample(tmp_path / "sample")  # the whole default sample
+    draw_sample(tmp_path / "sample", {"train": (60, 120, 40), "valid": (1, 1, 1), "test": (30, 60, 20)}, (64, 48))
+    data = LesionData(tmp_path / "sample")
+    train, test = data.split("train"), data.split("test")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
-    linear.fit(*colour_histograms(tmp_path / "sample", "train"))
-    histograms, targets = colour_histograms(tmp_path / "sample", "test")
-    area = mean_auc(targets, linear.predict_proba(histograms))
+    linear.fit(colour_histograms(train), train["target"])
+    area = mean_auc(test["target"].to_numpy(), linear.predict_proba(colour_histograms(test)))
     assert 0.5 < area < 0.90
