@@ -27,14 +27,14 @@ from derma.execute import FOR_CPUS
 from derma.sample import draw_sample
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "skin_lesion_classification.ipynb"
 MODEL, SIZE, IMAGES, BATCH, EPOCHS, TURNS = "resnet50", 128, 320, 32, 4, 2
 
 
 def notebook(data: Path) -> list[float]:
     """Execute the notebook's cells up to its training loop; return the images/s of each epoch."""
+    text = (ROOT / "skin_lesion_classification.ipynb").read_text(encoding="utf-8")
     scope: dict = {"__name__": "__main__"}
-    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and "history" not in scope:
             exec(compile(source, "a cell of the notebook", "exec", dont_inherit=True), scope)
@@ -73,8 +73,7 @@ def timm(data: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the speed of the notebook's training with others.")
     parser.add_argument("--alone", choices=["bare", "notebook", "timm"], help=argparse.SUPPRESS)
-    alone = parser.parse_args().alone
-    if alone:
+    if alone := parser.parse_args().alone:
         return print(json.dumps(globals()[alone](Path("data"))))
     best: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
