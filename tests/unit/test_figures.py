@@ -1,9 +1,10 @@
 import matplotlib
 import numpy as np
 import pandas as pd
+import torch
 
 from derma import figures
-from derma.scoring import calibration, report
+from derma.scoring import report
 
 matplotlib.use("agg")
 
@@ -12,14 +13,13 @@ def test_roc_marks_the_operating_points_and_reliability_every_bin(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (50, 2))
     joined = pd.DataFrame(np.hstack([rng.random((50, 2)), truth]), columns=["task_1", "task_2", "true_1", "true_2"])
-    points = report(joined, resamples=50).points
-    ax = figures.roc(joined, points, tmp_path / "deep" / "roc.png").axes[0]
+    found = report(joined, resamples=50)
+    ax = figures.roc(joined, found.points, tmp_path / "deep" / "roc.png").axes[0]
     marked = {tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
-    assert marked == {(1 - point.specificity.value, point.sensitivity.value) for point in points}
+    assert marked == {(1 - point.specificity.value, point.sensitivity.value) for point in found.points}
     assert (tmp_path / "deep" / "roc.png").stat().st_size > 5000
-    both = {k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)}
-    shares = figures.reliability(both).axes[0].containers[0].lines[0].get_ydata()
-    assert shares.tolist() == both[1].bins["observed"].tolist()
+    shares = figures.reliability(found.calibration).axes[0].containers[0].lines[0].get_ydata()
+    assert shares.tolist() == found.calibration[1].bins["observed"].tolist()
 
 
 def test_confusion_matrix_is_labelled_the_right_way_round(tmp_path):
@@ -34,17 +34,12 @@ def test_confusion_matrix_is_labelled_the_right_way_round(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()  # same numbers, same bytes
 
 
-def test_learning_curves():
+def test_learning_curves_and_grids():
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_auc": [0.6, 0.8]})
     losses, areas = figures.learning_curves(pd.concat([history.assign(fold=k) for k in range(3)])).axes
-    assert len(losses.lines) == 6 and len(areas.lines) == 3
-    assert len(losses.get_legend().get_texts()) == 2  # one for each kind of line, and not for each fold
-
-
-def test_grid_takes_arrays_and_tensors():
-    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    images, heat = [image, image.transpose(2, 0, 1), image], np.ones((4, 5))
-    figure = figures.grid(images, "abc", columns=2, overlays=[None, heat, None])
-    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", ""]
-    assert [len(ax.images) for ax in figure.axes] == [1, 2, 1, 0]
-    assert all((ax.images[0].get_array() == image).all() for ax in figure.axes[:3])
+    assert len(losses.lines) == 6 and len(areas.lines) == 3 and len(losses.get_legend().get_texts()) == 2
+    image, heat = np.arange(60, dtype=np.uint8).reshape(4, 5, 3), np.ones((4, 5))
+    images = [image, torch.from_numpy(image).permute(2, 0, 1), image]
+    axes = figures.grid(images, "abc", columns=2, overlays=[None, heat, None]).axes
+    assert [len(ax.images) for ax in axes] == [1, 2, 1, 0]
+    assert all((ax.images[0].get_array() == image).all() for ax in axes[:3])
