@@ -18,14 +18,14 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from derma import scoring
 from derma.commands import Parser, whole_number
+from derma.files import as_json
 from derma.tables import Table, TableError, join, read_table, truth_from_ids, write_table
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
@@ -247,19 +247,6 @@ def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> 
         )
 
 
-def as_json(value: object) -> object:
-    """Convert to what json.dumps can write; numbers that are not defined become null."""
-    if isinstance(value, dict):
-        return {str(key): as_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, pd.DataFrame):
-        return value.to_dict(orient="records")
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespace) -> list[str]:
     """Draw the figures, and open them in windows if asked; returns their files."""
     import matplotlib
@@ -305,11 +292,11 @@ def run(options: argparse.Namespace) -> None:
                 "melanoma": int(joined["true_1"].sum()),
                 "keratosis": int(joined["true_2"].sum()),
             },
-            **asdict(report),
+            **vars(report),
             "methods": scoring.METHODS,
-            "out_of_fold": out_of_fold and asdict(out_of_fold),
+            "out_of_fold": out_of_fold,
             "parts": loaded.parts,
-            "comparison": {category: asdict(result) for category, result in comparison.items()},
+            "comparison": comparison,
             "warnings": loaded.warnings,
             "figures": [],
         }

@@ -39,19 +39,6 @@ def test_areas_intervals_and_tests_are_those_of_other_libraries(decimals):
     assert delong(np.array([1, 0, 0]), np.array([0.4, 0.5, 0.3])) == scoring.Estimate(0.5, 0, 1)  # unknown variance
 
 
-def test_intervals_cover_as_often_as_they_say():
-    """Normal scores, melanomas one higher: the area, and the specificity at a sensitivity of 0.89, are known."""
-    area, threshold = 0.5 * (1 + math.erf(1 / 2)), 1 - 1.2265281200366098  # 89 % of the melanomas lie above it
-    specificity = 0.5 * (1 + math.erf(threshold / math.sqrt(2)))
-    truth, rng, held = np.repeat([1, 0], [120, 480]), np.random.default_rng(5), np.zeros(2)
-    for _ in range(200):
-        scores = rng.normal(truth, 1)
-        (point,) = scoring.points_at_sensitivities(truth, scores, [0.89], resamples=200)
-        pairs = ((delong(truth, scores), area), (point.specificity, specificity))
-        held += [estimate.low <= value <= estimate.high for estimate, value in pairs]
-    assert all(held >= 178) and all(held <= 199), held
-
-
 def test_compare():
     first = predictions(400, 1)
     worse = first.assign(task_1=np.random.default_rng(0).random(400))
@@ -59,9 +46,6 @@ def test_compare():
     for k in (1, 2, 3):
         assert result[k].difference.value == pytest.approx(score(first)[k - 1] - score(worse)[k - 1])
     assert result[1].p < 1e-4 and result[2].p == 1 and result[3].p < 0.01 and result[3].difference.low > 0
-    # Half of category 1's difference, so about half of its interval.
-    widths = [result[k].difference.high - result[k].difference.low for k in (1, 3)]
-    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
     assert scoring.bootstrap_test(0.1, np.full(999, 0.1)).p == pytest.approx(2 / 1000)  # never 0
 
 
@@ -107,6 +91,9 @@ def test_report_holds_all_measures():
         assert all(abs(a.low - b.low) < 0.006 and abs(a.high - b.high) < 0.006 for a, b in pairs)
     for point, goal in zip(result.points[1:], scoring.CHALLENGE_SENSITIVITIES, strict=True):
         assert goal <= point.sensitivity.value < goal + 0.02
+        given = operating_point(joined["true_1"], joined["task_1"], point.threshold).specificity
+        # A threshold chosen on the same images leaves more to chance than a given one.
+        assert point.specificity.high - point.specificity.low > 1.5 * (given.high - given.low)
     grid, low, high = scoring.roc_band(joined["true_1"], joined["task_1"])
     assert np.all(low <= high) and (low[0], high[-1]) == (0, 1) and (grid[0], grid[-1]) == (0, 1)
     assert ((low + high) / 2).mean() == pytest.approx(score(joined)[0], abs=0.03)

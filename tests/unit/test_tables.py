@@ -48,8 +48,10 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
     ("rows", "message"),
     [
         (["p1,0.1,0.5", "", ",,", "p2,0.1,x"], "row 5: task_2 'x' is not a finite number; give one from 0 to 1."),
-        (["p1,0.5,2.5", "p2,0.5,3"], "row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows likewise)."),
-        (["p1,0.1,101"], "row 2: task_2 '101' should be a prob"),
+        (
+            ["p1,0.5,2.5", "p2,0.5,101"],
+            "row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows likewise).",
+        ),
         (["p1,nan,0.5", "p2,,0.5", "p3,inf,1"], "row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2"),
         (["p1,0,0.5", "p2,0_1,0.5", "p3,\u0660.\u0665,0.5"], "row 3: task_1 '0_1' is not a finite number"),
         (["p1,0,0.5", "x/p1.jpg,0.2,0.5"], "row 3: Id 'x/p1.jpg' is a duplicate; keep one row for each image."),
