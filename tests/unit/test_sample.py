@@ -70,8 +70,8 @@ def test_bad_arguments(arguments, capsys):
 
 
 def test_any_size_shows_the_same_lesion():
-    large, small = (draw_image("melanoma", np.random.default_rng(0), size) for size in ((1072, 712), (268, 178)))
-    assert large.size == (1072, 712)
+    large, small = (draw_image("melanoma", np.random.default_rng(0), size) for size in ((804, 534), (268, 178)))
+    assert large.size == (804, 534)
     # The same but for noise and the finest texture.
     a, b = (np.asarray(each.resize((67, 44), Image.Resampling.BOX), float) for each in (large, small))
     assert np.abs(a - b).mean() < 12
@@ -97,7 +97,7 @@ def colour_histograms(images):
 
 
 def test_colour_alone_does_not_solve_it(tmp_path):
-    draw_sample(tmp_path / "sample", {"train": (60, 120, 40), "valid": (1, 1, 1), "test": (30, 60, 20)}, (64, 48))
+    draw_sample(tmp_path / "sample", {"train": (40, 80, 30), "valid": (1, 1, 1), "test": (30, 60, 20)}, (40, 32))
     data = LesionData(tmp_path / "sample")
     train, test = data.split("train"), data.split("test")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
