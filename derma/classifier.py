@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from derma.backbones import load_backbone, stage_features
 from derma.dataset import CLASSES
+from derma.run import load_state
 
 
 class Classifier(nn.Module):
@@ -39,3 +42,17 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(inputs) if inputs.ndim == 4 else inputs)
+
+
+def load_classifier(file: Path) -> Classifier:
+    """Return a trained classifier from the file that a run has left, ``models/<run>/fold-<k>.safetensors``.
+
+    Raises:
+        ValueError: the file is missing, damaged, or does not hold a classifier.
+    """
+    state = load_state(file)
+    if "model" not in state.get("settings", {}):
+        raise ValueError(f"{file}: not a trained classifier; name the file of a run, models/<run>/fold-0.safetensors.")
+    classifier = Classifier(state["settings"]["model"], "none", state["settings"]["frozen"])
+    classifier.load_state_dict(state["network"])
+    return classifier

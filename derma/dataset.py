@@ -275,6 +275,9 @@ class LesionImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __iter__(self) -> Iterator[tuple]:
+        return (self[index] for index in range(len(self)))
+
     def _square(self, index: int) -> Image.Image:
         row = self._rows[index]
         if self._cache is None:

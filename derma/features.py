@@ -40,11 +40,11 @@ class Features(Dataset):
         return Features(self.values[rows], self.targets[rows], paths, ids)
 
     def augmented(self, transform: Callable, seed: int) -> Features:
-        """Return each view as an example of its own, (N * views, 1, width); images that are computed once have no
+        """Return each view as an example of its own, (N * views, width); images that are computed once have no
         other augmentation than their views."""
         views = self.values.shape[1]
         paths, ids = ([value for value in values for _ in range(views)] for values in (self.paths, self.ids))
-        return Features(self.values.flatten(0, 1).unsqueeze(1), np.repeat(self.targets, views), paths, ids)
+        return Features(self.values.flatten(0, 1), np.repeat(self.targets, views), paths, ids)
 
     def __len__(self) -> int:
         return len(self.targets)

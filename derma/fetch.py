@@ -147,10 +147,8 @@ def _fetch_one(job: Job, short_side: int) -> str | None:
 def fetch_images(jobs: list[Job], web: Web, short_side: int) -> Reasons:
     """Fetch, shrink and write the images that do not exist, with a progress bar; returns the refused ones.
 
-    Each of the ``web``'s connections has a thread, which decodes too: Pillow releases Python's lock.
-
-    Raises:
-        Unreachable, OSError: the server or the disk failed; the images that had arrived are kept.
+    Each of the ``web``'s connections has a thread, which decodes too: Pillow releases Python's lock. If the server or
+    the disk fails (Unreachable, OSError), the images that had arrived are kept.
     """
     todo = [job for job in jobs if not is_written(job.target)]
     refused, count = [], len(jobs) - len(todo)
@@ -182,10 +180,7 @@ def write_report(refused: Reasons, out: Path) -> None:
 def fetch(source: Source, out: Path, web: Web, short_side: int = SHORT_SIDE) -> Reasons:
     """Bring all three splits into ``out/{train,valid,test}/<class>``, with licence, attribution and ground truth.
 
-    Images that exist in ``out`` are kept as they are, even if they were made with another ``short_side`` (pixels).
-
-    Returns:
-        Name and reason of each missing image; the same as in ``out/refused.csv``.
+    Existing images are kept as they are. The returned names and reasons of missing images are in ``out/refused.csv``.
 
     Raises:
         Unreachable, TableError, FileNotFoundError: the source does not give what is needed.
@@ -283,10 +278,7 @@ def _read_own(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
     missing = [name for name in columns if name not in table]
     if missing:
-        raise TableError(
-            f"{file}: not a table that this command has written (it has no column '{missing[0]}'); move it away, or "
-            "name another folder."
-        )
+        raise TableError(f"{file}: not a table of this command (no column '{missing[0]}'); name another folder.")
     return table
 
 
@@ -329,19 +321,16 @@ def fetch_extra(
     attribution of the others.
 
     Args:
-        out: existing images are kept and not fetched again.
         official: the opened ISIC 2017 folder.
         most: images for each class.
         api: the archive's address.
 
     Returns:
-        Name and reason of each image that could not be fetched or read; ``out/refused.csv`` holds them and the
-        duplicates.
+        Name and reason of each image that could not be had; ``out/refused.csv`` holds them and the duplicates.
 
     Raises:
-        Unreachable: the archive does not give what is needed; the images that had arrived are kept.
-        DatasetError, TableError: official images are missing, or a table in ``out`` has another origin.
-        Busy, OSError: ``out`` cannot be written into.
+        Unreachable, TableError, Busy, OSError: as :func:`fetch`; the images that had arrived are kept.
+        DatasetError: official images are missing.
     """
     names = require_complete(official)
     with writing_into(out):
@@ -441,10 +430,7 @@ def _run_extra(options: Namespace, out: Path, web: Web) -> Reasons:
         print(pd.DataFrame({"images": classes.count(), "MB": (classes.sum() / 1e6).round(1)}).to_string())
         return []
     if not folder.is_dir():
-        raise DatasetError(
-            f"{folder}: no such folder; its images must be kept out of training, so fetch them first, or name their "
-            "folder with --official."
-        )
+        raise DatasetError(f"{folder}: no such folder; fetch the official images first, or name it with --official.")
     if (out / "train").exists():
         raise DatasetError(f"{out}: holds splits; extra images are for training alone, so name a separate folder.")
     missing = fetch_extra(out, LesionData(folder), web, options.most, api, options.short_side)

@@ -153,10 +153,10 @@ def _hash(about: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_state(state: dict, file: Path, settings: dict) -> None:
+def save_state(state: dict, file: Path) -> None:
     """Write a nested dict of tensors, arrays, numbers, texts, lists and tuples as safetensors, all or nothing."""
     tensors: dict[str, torch.Tensor] = {}
-    about = json.dumps({"state": serialise(state, tensors), "settings": settings})
+    about = json.dumps(serialise(state, tensors))
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".part")
     save_file(tensors, partial, metadata={"about": about, "sha256": _hash(about, tensors)})
@@ -175,8 +175,8 @@ def load_state(file: Path) -> dict:
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - it is no dict
         if _hash(metadata["about"], tensors) != metadata["sha256"]:
             raise ValueError("its contents have changed")
-        return deserialise(json.loads(metadata["about"])["state"], tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+        return deserialise(json.loads(metadata["about"]), tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{file}: damaged ({error}).") from None
 
 
@@ -276,8 +276,8 @@ class Run:
         share_buffers(self.network, self.accelerator)
         if self.accelerator.is_main_process:
             self._writer.close()
-            state = {"network": self.network.state_dict(), "digest": self.digest, "history": self._rows}
-            save_state(state, final, self.settings)
+            state = {"network": self.network.state_dict(), "digest": self.digest, "settings": self.settings}
+            save_state(state | {"history": self._rows}, final)
             for file in self._checkpoints():
                 file.unlink()
         self.accelerator.wait_for_everyone()
@@ -325,12 +325,12 @@ class Run:
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()
             self._save_checkpoint(epoch, rng)
-        print(f"epoch {epoch:3}: " + "  ".join(f"{k} {v:.4f}" for k, v in numbers.items()) + f"  {seconds:.0f} s")
+        print(f"epoch {epoch:3}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()) + f"  {seconds:.0f} s")
 
     def _save_checkpoint(self, epoch: int, rng: list[dict]) -> None:
         file = self.folder / f"{self._prefix}-{epoch:05}.safetensors"
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        save_state(state | {"rng": rng, "history": self._rows}, file, self.settings)
+        save_state(state | {"rng": rng, "history": self._rows, "settings": self.settings}, file)
         past = [old for old in self._checkpoints() if old <= file]  # later epochs are of a course that was given up
         for old in set(self._checkpoints()) - set(past[:KEPT]):
             old.unlink()

@@ -260,12 +260,7 @@ def _optics(canvas: Canvas, image: np.ndarray) -> np.ndarray:
 
 
 def draw_image(label: str, rng: np.random.Generator, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Draw one lesion of a class of ``CLASSES``.
-
-    Args:
-        rng: source of every random choice.
-        size: width and height in pixels, at least 32; the drawing itself does not depend on the resolution.
-    """
+    """Draw one lesion of a class of ``CLASSES``, (width, height) of at least 32 pixels; any size shows the same one."""
     canvas = Canvas(size, rng)
     shape, texture, fade = label, label, label
     if rng.random() < BORROWED:
@@ -291,15 +286,12 @@ def draw_sample(
     """Draw a whole data folder ``{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
 
     The same arguments give the same bytes with the same versions of the libraries, whatever the number of processes.
-    The folder appears complete or not at all.
+    The folder appears complete or not at all; FileExistsError if it exists.
 
     Args:
         counts: for each split, the number of images of each class.
         size: width and height in pixels.
         workers: processes; all cores by default.
-
-    Raises:
-        FileExistsError: the folder exists; nothing is overwritten.
     """
     folder = Path(folder)
     if folder.exists():

@@ -1,14 +1,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from derma import sample
 from derma.dataset import CLASSES, SPLITS, LesionData
-from derma.sample import COUNTS, draw_image, draw_sample
-from derma.scoring import mean_auc
+from derma.sample import draw_image, draw_sample
 
 ONE_EACH = dict.fromkeys(SPLITS, (1, 1, 1))
 
@@ -75,32 +71,3 @@ def test_any_size_shows_the_same_lesion():
     # The same but for noise and the finest texture.
     a, b = (np.asarray(each.resize((67, 44), Image.Resampling.BOX), float) for each in (large, small))
     assert np.abs(a - b).mean() < 12
-
-
-def test_proportions_are_those_of_the_challenge():
-    challenge = {"train": (374, 1372, 254), "valid": (30, 78, 42), "test": (117, 393, 90)}
-    for split, counts in COUNTS.items():
-        expected = np.array(challenge[split]) / sum(challenge[split]) * sum(counts)
-        assert np.abs(expected - counts).max() <= 1
-    assert [sum(COUNTS[split]) for split in SPLITS] == [480, 90, 150]
-
-
-def colour_histograms(images):
-    """16 bins for each of R, G, B, H, S, V; square roots of shares, as is usual for histograms."""
-    histograms = []
-    for path in images["path"]:
-        image = Image.open(path)
-        values = np.concatenate([np.asarray(image), np.asarray(image.convert("HSV"))], axis=2)
-        histograms.append([np.histogram(values[..., k], 16, (0, 256))[0] for k in range(6)])
-    histograms = np.array(histograms).reshape(len(images), -1)
-    return np.sqrt(histograms / histograms.sum(axis=1, keepdims=True))
-
-
-def test_colour_alone_does_not_solve_it(tmp_path):
-    draw_sample(tmp_path / "sample", {"train": (40, 80, 30), "valid": (1, 1, 1), "test": (30, 60, 20)}, (40, 32))
-    data = LesionData(tmp_path / "sample")
-    train, test = data.split("train"), data.split("test")
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
-    linear.fit(colour_histograms(train), train["target"])
-    area = mean_auc(test["target"].to_numpy(), linear.predict_proba(colour_histograms(test)))
-    assert 0.5 < area < 0.90

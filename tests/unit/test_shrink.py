@@ -55,13 +55,9 @@ def test_modes(large, mode):
     assert difference(shrink(data), expected) < 3
 
 
-def test_transparency_is_put_on_white():
-    clear = Image.new("RGBA", (40, 40), (200, 0, 0, 0))
+def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
+    image, clear = Image.new("RGB", (64, 64), (120, 80, 60)), Image.new("RGBA", (40, 40), (200, 0, 0, 0))
     assert shrink(encoded(clear, "PNG")).getpixel((5, 5)) == (255, 255, 255)
-
-
-def test_colour_profiles_are_applied():
-    image = Image.new("RGB", (64, 64), (120, 80, 60))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # A profile with the primaries of red and blue exchanged, by exchanging the names of their tags.
     swapped = srgb.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")

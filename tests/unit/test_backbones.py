@@ -1,0 +1,46 @@
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from derma.backbones import WeightsError, load_backbone, stage_features
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_backbones_of_all_kinds_give_features_of_every_stage(name):
+    backbone = load_backbone(name, "none").eval()
+    images = torch.rand(2, 3, 160, 160)
+    with torch.inference_mode():
+        last, stages = backbone(images), stage_features(backbone, images)
+    assert last.shape == (2, backbone.num_features) and stages.ndim == 2
+    assert torch.equal(stages[:, -backbone.num_features :], last)  # the mean of the last stage, and more
+    assert stages.shape[1] > 2 * backbone.num_features
+
+
+@pytest.fixture
+def file(tmp_path):
+    state = {key: value.half() for key, value in timm.create_model("test_resnet").state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_weights_come_from_a_file_without_its_last_layer(file):
+    backbone = load_backbone("test_resnet", str(file))
+    assert {value.dtype for value in backbone.parameters()} == {torch.float32}
+    again = load_backbone("test_resnet", str(file))
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
+
+
+def test_what_cannot_be_had_is_one_sentence(file, tmp_path, monkeypatch):
+    (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:100])
+    for name, weights, words in [
+        ("test_resnet", "missing.safetensors", "missing.safetensors: no such file; set DERMA_WEIGHTS"),
+        ("test_resnet", tmp_path / "torn.safetensors", "not a safetensors file"),
+        ("test_convnext", file, "not the weights of test_convnext .* set DERMA_MODEL and DERMA_WEIGHTS to the same"),
+        ("resnet5O", "none", "timm cannot make 'resnet5O' .* did you mean resnet50"),
+    ]:
+        with pytest.raises(WeightsError, match=words):
+            load_backbone(name, str(weights))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: (_ for _ in ()).throw(OSError("no network.")))
+    with pytest.raises(WeightsError, match=r"could not be downloaded \(no network.\) Set DERMA_WEIGHTS to a .safetens"):
+        load_backbone("resnet50.tv_in1k", "imagenet")
