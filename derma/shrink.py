@@ -67,12 +67,8 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 def shrink(source: str | os.PathLike | bytes, short_side: int = SHORT_SIDE) -> Image.Image:
     """Decode an image's file, or the bytes of one, and make it small.
 
-    Returns:
-        An upright 8-bit RGB image in sRGB with the original's aspect ratio and a shorter side of ``short_side`` pixels;
-        a smaller image keeps its size.
-
-    Raises:
-        Refused: truncated, no image, or more pixels than twice Pillow's limit (179 million).
+    Returns an upright 8-bit RGB image in sRGB with the original's aspect ratio and a shorter side of ``short_side``
+    pixels; a smaller image keeps its size. Refused: truncated, no image, or more than 179 million pixels.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -180,10 +176,8 @@ def shrink_all(
 ) -> pd.DataFrame:
     """Shrink every image of a folder or zip, on all cores; continues where an earlier call stopped.
 
-    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``.
-
-    Returns:
-        A row for each file that was refused, ``file`` and ``reason``; the same as in ``out/refused.csv``.
+    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``. Returns the table of
+    refused files, ``file`` and ``reason``, which is in ``out/refused.csv`` too.
 
     Raises:
         FileNotFoundError, zipfile.BadZipFile: there are no such originals.
@@ -195,7 +189,7 @@ def shrink_all(
         raise FileNotFoundError(f"{originals}: no such folder or zip; name the originals.")
     inner, outer = originals.resolve(), out.resolve()
     if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
-        raise ValueError(f"{out}: one of this and {originals} lies in the other; name a folder apart from it.")
+        raise ValueError(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
     with writing_into(out):
         refused, jobs, taken = [], [], {}
         for name, reason in _find(originals):

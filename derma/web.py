@@ -47,13 +47,8 @@ def is_url(location: str) -> bool:
 class Web:
     """Get files from servers and repeat what fails; safe to use from several threads.
 
-    Args:
-        connections: open at the same time, at most.
-        timeout: seconds to wait for a connection, and for the next bytes of an answer.
-        retries: how often a request is repeated; the pauses grow from half a second to a minute.
-
-    Raises:
-        Unreachable: the environment names a proxy that cannot be used.
+    ``timeout`` counts the seconds until a connection, and until the next bytes of an answer. A request is repeated
+    ``retries`` times, after pauses from half a second to a minute.
     """
 
     def __init__(self, connections: int = 8, timeout: float = 30.0, retries: int = 6):
@@ -74,15 +69,11 @@ class Web:
             ) from None
 
     def get(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return a file, or its bytes from ``start`` up to, not including, ``stop``.
-
-        Raises:
-            Unreachable: the server does not give it, or sends whole files only where a part is needed.
-        """
+        """Return a file, or its bytes from ``start`` up to, not including, ``stop``; Unreachable if that fails."""
         return self._get(url, start, stop)[0]
 
     def get_size(self, url: str) -> int:
-        """Return a file's size in bytes, by requesting its first one; raises Unreachable as :meth:`get` does."""
+        """Return a file's size in bytes, by requesting its first one; Unreachable if that fails."""
         return self._get(url, 0, 1)[1]
 
     def _get(self, url: str, start: int, stop: int | None) -> tuple[bytes, int]:
@@ -151,12 +142,7 @@ class _Tail(io.BytesIO):
 class RemoteZip:
     """A zip at a URL or a path, from which several threads read members at the same time.
 
-    Attributes:
-        members: what its directory lists, as ``zipfile.ZipInfo``.
-
-    Raises:
-        Unreachable: the server does not give it, or it is no zip.
-        FileNotFoundError: no such file.
+    ``members`` lists them as ``zipfile.ZipInfo``. Unreachable, or FileNotFoundError, if it is no zip or missing.
     """
 
     def __init__(self, location: str, web: Web):
@@ -183,12 +169,7 @@ class RemoteZip:
             return file.read(stop - start)
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
-        """Return a member, unpacked and checked.
-
-        Raises:
-            Damaged: it is not what the directory says it is.
-            Unreachable: the server does not give it.
-        """
+        """Return a member, unpacked; Damaged if it is not what the directory says, Unreachable if it does not come."""
         reads = DAMAGED_READS if is_url(self._location) else 1
         for _ in range(reads):
             content = self._read_part(member.header_offset, self._stops[member.header_offset])

@@ -277,8 +277,6 @@ def test_killed_at_random_moments(server, tmp_path, faultless):
     assert not list(tmp_path.rglob("*.part"))
 
 
-# --- extra images from the ISIC Archive ------------------------------------------------------------------------------
-
 NEW = {f"ISIC_1{number}{each:05}" for number in range(3) for each in range(4)}
 
 

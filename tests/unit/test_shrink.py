@@ -177,7 +177,7 @@ def test_originals_and_small_ones_are_kept_apart(tmp_path, large, capsys, out):
     (tmp_path / "in").mkdir()
     large.save(tmp_path / "in" / "a.jpg")
     assert main([str(tmp_path / "in"), str(tmp_path / out)]) == 2
-    assert "lies in the other; name a folder apart" in capsys.readouterr().err
+    assert "one inside the other; name a separate folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jpg"]
 
 
