@@ -28,7 +28,7 @@ def _brightness(image: Image.Image) -> np.ndarray:
 
 
 def _field(brightness: np.ndarray) -> np.ndarray:
-    """Return (H, W) bool: what is skin, which is all but the dark that is connected to a corner."""
+    """Return (H, W) bool: all but the dark that is connected to a corner."""
     parts = label(brightness < DARK, connectivity=1)
     corners = {parts[row, column] for row in (0, -1) for column in (0, -1)} - {0}
     return ~np.isin(parts, list(corners))
@@ -60,11 +60,7 @@ def dark_corners(image: Image.Image, share: float = 0.003) -> bool:
 
 
 def _tick_share(profile: np.ndarray) -> float:
-    """Return the share of a profile's spectral power at its strongest period, of about 4 to 13 pixels.
-
-    Ticks in a row have one period. The peak is seven of 257 frequencies wide, narrower than the Hann window of a short
-    profile: a pure sine of 77 pixels has 0.6.
-    """
+    """Return the share of a profile's spectral power at its strongest period, of about 4 to 13 pixels."""
     profile = profile - gaussian_filter1d(profile, 8)
     power = np.abs(np.fft.rfft((profile - profile.mean()) * np.hanning(len(profile)), n=512)) ** 2
     frequency = np.fft.rfftfreq(512)
@@ -74,11 +70,9 @@ def _tick_share(profile: np.ndarray) -> float:
 
 
 def _likeness(segment: tuple, thin: np.ndarray, without: np.ndarray) -> float:
-    """Return how much a straight segment looks like a scale, from 0 to 1.
+    """Return how much a segment ((x0, y0), (x1, y1)) looks like a scale, from 0 to 1.
 
-    Args:
-        segment: ((x0, y0), (x1, y1)).
-        thin, without: what is dark and thin, and the image without it, both (H, W).
+    ``thin`` is what is dark and thin in the image, ``without`` the image without it, both (H, W).
     """
     start, end = (np.array(point[::-1], float) for point in segment)  # row, column
     length = np.linalg.norm(end - start)
@@ -124,9 +118,8 @@ def auc_by_group(paths: list[str], targets: np.ndarray, probabilities: np.ndarra
         DeLong's interval ``low`` and ``high``; NaN where a group has no or only such images.
     """
     squares = [load_square(path, 128) for path in paths]
-    share = np.array([lesion_share(square) for square in squares])
-    dark = np.array([dark_corners(square) for square in squares])
-    scale = np.array([scale_shown(load_square(path, SIDE)) for path in paths])
+    share, dark = np.array([(lesion_share(square), dark_corners(square)) for square in squares]).T
+    dark, scale = dark == 1, np.array([scale_shown(load_square(path, SIDE)) for path in paths])
     small, large = np.quantile(share, (1 / 3, 2 / 3))
     groups = {
         f"small lesion (up to {small:.0%} of the image)": share <= small,

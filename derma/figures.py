@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from derma.scoring import RESAMPLES, Calibration, OperatingPoint, delong, roc_band
+from derma.scoring import RESAMPLES, Calibration, delong, roc_band
 from derma.tables import TASKS
 
 # Okabe and Ito's colours, for colour-blind readers (https://jfly.uni-koeln.de/color/); the dashes are for print.
@@ -29,17 +29,13 @@ def _save(figure: Figure, file: Path | None) -> Figure:
 
 
 def roc(
-    joined: pd.DataFrame,
-    points: Sequence[OperatingPoint] = (),
-    file: Path | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    joined: pd.DataFrame, points: Sequence = (), file: Path | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Figure:
-    """Draw the ROC curves of both categories, each with a 95 % band, and melanoma's operating points.
+    """Draw the ROC curves of both categories, each with a 95 % band by the bootstrap, and melanoma's operating points.
 
     Args:
         joined: as ``derma.tables.join`` returns it.
-        resamples, seed: of the bootstrap that gives the bands.
+        points: each a ``derma.scoring.OperatingPoint``.
     """
     figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
     for number, (name, style) in enumerate(zip(TASKS.values(), STYLES, strict=True), start=1):
@@ -77,12 +73,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None, 
 
 
 def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | None = None) -> Figure:
-    """Draw a confusion matrix with counts, shaded by the rates of each true class.
-
-    Args:
-        matrix: (K, K) counts; rows are the truth, columns the prediction.
-        labels: the K classes' names, in the matrix's order.
-    """
+    """Draw a confusion matrix of (K, K) counts (rows: truth, columns: prediction), shaded by rates of the true class."""
     rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, ax = plt.subplots(figsize=(2.2 + 1.2 * len(labels), 1.4 + 1.05 * len(labels)), layout="constrained")
     shading = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)
@@ -101,11 +92,7 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
 
 
 def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
-    """Draw losses and validation mean AUC by epoch, a line for each fold.
-
-    Args:
-        history: columns ``fold``, ``epoch``, ``train_loss``, ``valid_loss`` and ``valid_auc``.
-    """
+    """Draw a line for each fold: columns ``fold``, ``epoch``, ``train_loss``, ``valid_loss`` and ``valid_auc``."""
     figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, column, name, style in (
         (losses, "train_loss", "training (augmented)", STYLES[0]),
@@ -113,8 +100,7 @@ def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
         (areas, "valid_auc", "validation", STYLES[1]),
     ):
         for number, (_, rows) in enumerate(history.groupby("fold")):
-            label = name if number == 0 else None
-            ax.plot(rows["epoch"], rows[column], marker=".", alpha=0.7, label=label, **style)
+            ax.plot(rows["epoch"], rows[column], marker=".", alpha=0.7, label=None if number else name, **style)
     losses.set(title="Loss", xlabel="Epoch", ylabel="Weighted cross-entropy (nats)")
     areas.set(title="Mean AUC on the validation images", xlabel="Epoch", ylabel="Mean AUC of the two categories")
     for ax in (losses, areas):

@@ -8,24 +8,24 @@ from torch import nn
 from torch.nn import functional
 
 
-def grad_cam(network: nn.Module, layer: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+def grad_cam(
+    network: nn.Module, layer: nn.Module, images: torch.Tensor, targets: torch.Tensor
+) -> np.ndarray | list[None]:
     """Return heat maps (N, H, W) in [0, 1] by Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391).
 
     Args:
         network: gives logits (N, classes); its parameters may be frozen.
-        layer: a module of it with an output (N, C, h, w), best the last one.
+        layer: a module that it uses, best its last with an output (N, C, h, w). Other outputs, such as a vision
+            transformer's tokens, have no map: a list of N None is returned.
         images: (N, 3, H, W), as the network takes them.
         targets: (N,) class indices to explain.
-
-    Raises:
-        ValueError: the layer's output is not a map, or the network does not use the layer.
     """
     maps = []
 
-    def start_gradient(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        if getattr(output, "ndim", None) != 4:
-            found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ValueError(f"Grad-CAM needs a layer with an output (N, C, H, W), not {found}; choose another layer.")
+    def start_gradient(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        square = images.shape[2] == images.shape[3]
+        if output.ndim != 4 or (square and output.shape[2] != output.shape[3]):  # such as (N, tokens, C), (N, H, W, C)
+            return None  # leaves the output as it is
         maps.append(output.detach().clone().requires_grad_())  # a leaf: neither images nor weights need a gradient
         return maps[-1].clone()  # which layers that work in place may change
 
@@ -35,7 +35,7 @@ def grad_cam(network: nn.Module, layer: nn.Module, images: torch.Tensor, targets
         with torch.enable_grad():
             logits = network.eval()(images)
             if not maps:
-                raise ValueError("Grad-CAM needs a layer that the network uses; choose another layer.")
+                return [None] * len(images)
             chosen = logits.gather(1, torch.as_tensor(targets, device=logits.device).view(-1, 1)).sum()
             (gradient,) = torch.autograd.grad(chosen, maps[-1])
     finally:

@@ -1,8 +1,7 @@
 """Score predictions the way part 3 of the ISIC 2017 challenge did, with 95 % confidence intervals.
 
 Category 1 is melanoma against the rest, category 2 seborrheic keratosis against the rest, each by the area under the
-ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/landing/2017/44/). No torch here: a score
-takes a second.
+ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/landing/2017/44/). Without torch.
 
 Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,) numbers, higher for positives;
 ``probabilities`` (N,) in [0, 1]; ``joined`` what ``derma.tables.join`` returns: columns ``task_1``, ``task_2``,
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -102,21 +101,13 @@ def score(joined: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return category 3's score, or NaN with scikit-learn's warning where melanoma or keratosis is missing.
-
-    Args:
-        targets: (N,) class indices, 0 melanoma, 1 nevus, 2 seborrheic keratosis.
-        probabilities: (N, 3).
-    """
+    """Return category 3's score of (N,) class indices and (N, 3) probabilities; NaN where a category has one class."""
     return float(np.mean([roc_auc_score(targets == k, probabilities[:, k]) for k in (0, 2)]))
 
 
 def rank_in_challenge(category: int, area: float) -> int:
     """Return the place that a score would have had among the 23 entries: 1 is best, 24 is last."""
     return 1 + sum(entry > round(area, 3) for entry in LEADERBOARD[category])
-
-
-# --- areas, by DeLong's method ---------------------------------------------------------------------------------------
 
 
 def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,14 +119,12 @@ def placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
         Clarke-Pearson, 1988, https://doi.org/10.2307/2531595.
     """
     truth, scores = np.asarray(truth).astype(bool), np.asarray(scores, dtype=float)
-    positives, negatives = scores[truth], scores[~truth]
-
-    def share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        others = np.sort(others)
-        below, up_to = np.searchsorted(others, values, "left"), np.searchsorted(others, values, "right")
-        return (below + up_to) / (2 * len(others))
-
-    return share_below(positives, negatives), 1 - share_below(negatives, positives)
+    positives, negatives = np.sort(scores[truth]), np.sort(scores[~truth])
+    below, above = (
+        (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / (2 * len(others))
+        for values, others in ((scores[truth], negatives), (scores[~truth], positives))
+    )
+    return below, 1 - above
 
 
 def _covariance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
@@ -157,26 +146,13 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
     """Compare the AUCs of two (N,) scores of the same images by DeLong's paired test."""
     a, b = placements(truth, first), placements(truth, second)
     difference = float(a[0].mean() - b[0].mean())
-    variance = _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)
-    error = math.sqrt(max(variance, 0.0))  # rounding can make it negative where the two rank alike
+    # Rounding can make the variance negative where the two rank alike.
+    error = math.sqrt(max(0.0, _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)))
     if error < 1e-12:  # nothing varies, so there is no test: both the same, or one perfect and the other its reverse
         p = 1.0 if abs(difference) < 1e-12 else math.nan
     else:
         p = math.erfc(abs(difference) / error / math.sqrt(2))
     return Comparison(Estimate(difference, difference - Z * error, difference + Z * error), p)
-
-
-# --- areas, by resampling --------------------------------------------------------------------------------------------
-
-
-def _dense_ranks(scores: np.ndarray, most: int | None = None) -> np.ndarray:
-    """Ranks 0, 1, ... of the distinct scores; neighbours share one where there are more than ``most``."""
-    ranks = np.unique(scores, return_inverse=True)[1]
-    counts = np.bincount(ranks)
-    if most is None or len(counts) <= most:
-        return ranks
-    middle = (np.cumsum(counts) - counts / 2) / len(scores)
-    return np.unique((middle * most).astype(int)[ranks], return_inverse=True)[1]
 
 
 def bootstrap_areas(
@@ -194,9 +170,9 @@ def bootstrap_areas(
     """
     rng = np.random.default_rng(seed)
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
-    ranks = [_dense_ranks(joined[column].to_numpy()) for column in columns]
-    orders = [np.argsort(each, kind="stable") for each in ranks]
-    firsts = [np.flatnonzero(np.diff(each[order], prepend=-1)) for each, order in zip(ranks, orders, strict=True)]
+    scores = joined[list(columns)].to_numpy()
+    orders = np.argsort(scores, axis=0, kind="stable").T
+    firsts = [np.flatnonzero(np.diff(each[order], prepend=-1)) for each, order in zip(scores.T, orders, strict=True)]
     areas = np.empty((resamples, len(columns)))
     step = max(1, 4_000_000 // len(classes))  # bounds the memory of a chunk
     for start in range(0, resamples, step):
@@ -235,8 +211,10 @@ def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed
 
     Thresholds fall from above the highest score to the lowest; beyond 1,000 distinct scores neighbours are grouped.
     """
-    rng = np.random.default_rng(seed)
-    truth, ranks = np.asarray(truth).astype(bool), _dense_ranks(np.asarray(scores, dtype=float), most=1000)
+    rng, truth, values = np.random.default_rng(seed), np.asarray(truth).astype(bool), np.unique(scores)
+    if len(values) > 1000:
+        values = np.unique(np.quantile(scores, np.linspace(0, 1, 1000), method="higher"))
+    ranks = np.searchsorted(values, scores)
     rates = []
     for group in (~truth, truth):
         counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]
@@ -254,13 +232,9 @@ def roc_band(
         Three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
     """
     grid = np.linspace(0, 1, 201)
-    rates = _resampled_rates(truth, scores, resamples, seed)
-    curves = [np.interp(grid, false, true) for false, true in zip(*rates, strict=True)]
+    curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples, seed))]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
     return grid, low, high
-
-
-# --- everything about one set of predictions -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -339,9 +313,7 @@ def out_of_fold(
 ) -> OutOfFold:
     """Choose a threshold and fit a calibration on out-of-fold predictions, and measure both on other images.
 
-    Args:
-        held_out, joined: as ``derma.tables.join`` returns them, of different images.
-        goal: least sensitivity for melanoma out of fold, in (0, 1].
+    ``held_out`` is as ``joined``, of other images; ``goal`` the least sensitivity for melanoma out of fold, in (0, 1].
     """
     threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], goal)
     targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
@@ -392,9 +364,6 @@ def balanced_accuracy_interval(
     return percentile_interval(float(np.mean([each.mean() for each in right])), drawn)
 
 
-# --- thresholds ------------------------------------------------------------------------------------------------------
-
-
 def wilson(successes: int, trials: int) -> Estimate:
     """Return a share with Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953)."""
     if trials == 0:
@@ -430,20 +399,15 @@ def points_at_sensitivities(
 ) -> list[OperatingPoint]:
     """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the images they are measured on.
 
-    The sensitivity's interval is Wilson's, for the threshold as given. Those of specificity, PPV and NPV hold where the
-    sensitivity is the goal. They come from a bootstrap that chooses the threshold in every resample: Wilson's would
-    take it as fixed and be far too narrow.
-
-    Args:
-        goals: least sensitivities, in (0, 1].
+    ``goals`` are least sensitivities, in (0, 1]. The sensitivity's interval is Wilson's, for the threshold as given.
+    Those of specificity, PPV and NPV hold at the goal, by a bootstrap that chooses the threshold in every resample:
+    Wilson's would take it as fixed and be far too narrow.
     """
-    false, true = _resampled_rates(truth, probabilities, resamples, seed)
-    positives = int(np.asarray(truth).sum())
-    negatives = len(truth) - positives
-    points = []
+    rates = _resampled_rates(truth, probabilities, resamples, seed)
+    positives, negatives, points = np.sum(truth), np.sum(1 - np.asarray(truth)), []
     for goal in goals:
         point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
-        false_rate = np.array([np.interp(goal, each_true, each_false) for each_true, each_false in zip(true, false)])
+        false_rate = np.array([np.interp(goal, true, false) for false, true in zip(*rates)])
         hits, alarms = goal * positives, false_rate * negatives
         resampled = {
             "specificity": 1 - false_rate,
@@ -508,9 +472,8 @@ def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) ->
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
     groups = pd.DataFrame({"truth": truth, "predicted": probabilities}).groupby(place)
     table = groups.agg(predicted=("predicted", "mean"), hits=("truth", "sum"), count=("truth", "size"))
-    intervals = [wilson(int(hits), int(count)) for hits, count in zip(table["hits"], table["count"], strict=True)]
-    for name, attribute in (("observed", "value"), ("low", "low"), ("high", "high")):
-        table[name] = [getattr(interval, attribute) for interval in intervals]
+    shares = [astuple(wilson(int(hits), int(count))) for hits, count in zip(table["hits"], table["count"], strict=True)]
+    table[["observed", "low", "high"]] = shares
     error = (table["count"] * (table["predicted"] - table["observed"]).abs()).sum() / len(truth)
     table = table[["predicted", "observed", "low", "high", "count"]].reset_index(drop=True)
     return Calibration(float(brier_score_loss(truth, probabilities)), float(error), table)

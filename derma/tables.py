@@ -1,13 +1,9 @@
 """Read, check, join and write tables of predictions and of the truth, such as ``results.csv``.
 
-Two layouts are read:
-
-- this project's, with the header ``Id,task_1,task_2``;
-- the challenge's, with the header ``image_id,melanoma,seborrheic_keratosis``, or with no header at all, as entries were
-  submitted (https://challenge.isic-archive.com/landing/2017/44/).
-
-Fields are separated by commas, semicolons, tabs, bars or spaces. Every error is a :class:`TableError` whose message is
-one sentence that names the file and the row. Rows are numbered as in an editor: a header is row 1.
+The header is this project's, ``Id,task_1,task_2``, the challenge's, ``image_id,melanoma,seborrheic_keratosis``, or
+missing, as entries were submitted (https://challenge.isic-archive.com/landing/2017/44/). Fields are separated by
+commas, semicolons, tabs, bars or spaces. Every error is a :class:`TableError`, one sentence that names the file and the
+row. Rows are numbered as in an editor: a header is row 1.
 """
 
 from __future__ import annotations
@@ -63,8 +59,7 @@ def _read_text(file: Path) -> str:
         content = file.read_bytes()
     except FileNotFoundError:
         raise TableError(
-            f"{file}: no such file; name a CSV file of predictions, or of the truth with --truth, such as results.csv "
-            "and ground_truth.csv, which skin_lesion_classification.ipynb writes."
+            f"{file}: no such file; name a CSV file, such as results.csv, or with --truth its truth."
         ) from None
     except OSError as error:
         raise TableError(f"{file}: cannot be read ({error.strerror}); name a CSV file.") from None
@@ -75,15 +70,13 @@ def _read_text(file: Path) -> str:
             text = content.decode(encoding)
     if CONTROL.search(text):
         raise TableError(f"{file}: not a text file; expected a CSV file with the header {EXPECTED}.")
-    if not text.strip():
-        raise TableError(f"{file}: the file is empty; expected the header {EXPECTED} and a row for each image.")
     return text
 
 
 def _split_rows(file: Path, text: str) -> tuple[list[int], list[list[str]]]:
     """Split a text into rows of fields without blank rows; returns the row numbers and the rows."""
-    first = next(line for line in text.splitlines() if line.strip())
-    separator = next((mark for mark in SEPARATORS if first.strip().count(mark) >= 2), ",")
+    first = next(iter(text.strip().splitlines()), "")
+    separator = next((mark for mark in SEPARATORS if first.count(mark) >= 2), ",")
     numbers, rows = [], []
     # newline=None: rows may end as on Unix, Windows or an old Mac
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=separator, skipinitialspace=True)
@@ -99,8 +92,6 @@ def _split_rows(file: Path, text: str) -> tuple[list[int], list[list[str]]]:
     if separator in "\t;" and not any("." in value for row in rows[1:] for value in row[1:]):
         decimal_comma = re.compile(r"^\s*(\d*),(\d+([eE][+-]?\d+)?)\s*$")  # of many languages' spreadsheets
         rows = [row[:1] + [decimal_comma.sub(r"\1.\2", value) for value in row[1:]] for row in rows]
-    if not rows:
-        raise TableError(f"{file}: no rows; expected the header {EXPECTED} and a row for each image.")
     return numbers, rows
 
 
@@ -120,13 +111,13 @@ def _number(text: str) -> float:
 def _drop_header(file: Path, numbers: list[int], rows: list[list[str]]) -> None:
     """Remove the header row, if there is one; an unknown header is an error."""
     known = [[name.lower() for name in header] for header in HEADERS]
-    if [name.strip().lower() for name in rows[0]] in known:
+    if rows and [name.strip().lower() for name in rows[0]] in known:
         del numbers[0], rows[0]
-    elif np.isnan([_number(value) for value in rows[0][1:]]).all():
+    elif rows and np.isnan([_number(value) for value in rows[0][1:]]).all():
         found = _shown(",".join(rows[0]))
         raise TableError(f"{file}, row {numbers[0]}: the header is '{found}'; it should be {EXPECTED}.")
     if not rows:
-        raise TableError(f"{file}: no rows below the header; each image needs one.")
+        raise TableError(f"{file}: no rows; expected the header {EXPECTED} and a row for each image.")
 
 
 def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str], name: str, what: str) -> None:
@@ -136,12 +127,6 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
         more = int(wrong.sum()) - 1
         others = f" ({more:,} more rows likewise)" if more else ""
         raise TableError(f"{file}, row {numbers[position]}: {name} '{_shown(values[position])}' {what}{others}.")
-
-
-def _stems(identifiers: list[str]) -> list[str]:
-    """Return the file names without folder and extension: ``x/a.b.jpg`` and ``C:\\x\\a.b.png`` are both ``a.b``."""
-    names = (identifier.replace("\\", "/").rsplit("/", 1)[-1] for identifier in identifiers)
-    return [IMAGE_ENDING.sub("", name) for name in names]
 
 
 def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
@@ -161,39 +146,33 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
     wrong = np.array([len(row) != 3 for row in rows])
     _refuse(file, wrong, line, list(map(",".join, rows)), "the row", "should have three fields")
     identifiers, *columns = (list(map(str.strip, column)) for column in zip(*rows, strict=True))
-    stems = pd.Index(_stems(identifiers), name="Id")
+    # x/a.b.jpg and C:\x\a.b.png are both a.b
+    stems = pd.Index([IMAGE_ENDING.sub("", re.split(r"[\\/]", each)[-1]) for each in identifiers], name="Id")
     _refuse(file, np.array(stems == ""), line, identifiers, "Id", "is empty; give the image's file name")
     _refuse(file, stems.duplicated(), line, identifiers, "Id", "is a duplicate; keep one row for each image")
 
     values, messages = {}, []
     for name, texts in zip(COLUMNS[1:], columns, strict=True):
         column = np.array(list(map(_number, texts)))
-        what = f"category {name[-1]} ({TASKS[name].lower()})"
+        what = f"{file}: the predictions of category {name[-1]} ({TASKS[name].lower()})"
         _refuse(file, ~np.isfinite(column), line, texts, name, "is not a finite number; give one from 0 to 1")
         if truth:
             _refuse(file, ~np.isin(column, (0, 1)), line, texts, name, "should be 0 or 1 in a truth")
         # One slip above 1 is an error, and so are odds or logits; percent fill their range.
         elif column.min() >= 0 and 10 < column.max() <= 100 and (column > 1).mean() >= 0.1:
-            messages.append(
-                f"{file}: the predictions of {what} reach {column.max():g}: percent? They were divided by 100."
-            )
+            messages.append(f"{what} reach {column.max():g}: percent? They were divided by 100.")
             column = column / 100
         _refuse(file, (column < 0) | (column > 1), line, texts, name, "should be a probability from 0 to 1")
         if not truth and len(column) > 2 and (distinct := len(np.unique(column))) <= 2:
             messages.append(
-                f"{file}: the predictions of {what} have only {distinct} distinct value(s): hard labels? An ROC curve "
-                "needs probabilities."
+                f"{what} have only {distinct} distinct value(s): hard labels? ROC curves need probabilities."
             )
         values[name] = column
     return Table(file, pd.DataFrame(values, index=stems), identifiers, line, tuple(messages))
 
 
 def truth_from_ids(table: Table) -> Table:
-    """Return the truth of a table whose Ids are paths with a class folder, ``.../melanoma/ISIC_0000002.jpg``.
-
-    Raises:
-        TableError: an Id's folder is not a class.
-    """
+    """Return the truth of a table whose Ids are paths with a class folder, ``.../melanoma/ISIC_0000002.jpg``."""
     folders = np.array([PurePosixPath(identifier.replace("\\", "/")).parent.name for identifier in table.identifiers])
     unknown = ~np.isin(folders, CLASS_FOLDERS)
     what = f"has no class folder; give a path such as data/isic2017/train/{CLASS_FOLDERS[0]}/ISIC_0000002.jpg"
@@ -215,9 +194,8 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     missing = truth.values.index.difference(predictions.values.index, sort=False)
     if len(missing):
         others = f" and {len(missing) - 1:,} more of the {len(truth.values):,} images" if len(missing) > 1 else ""
-        raise TableError(
-            f"{predictions.file}: no prediction for '{_shown(missing[0])}'{others} in {truth.file}; add a row for each."
-        )
+        lacks = f"no prediction for '{_shown(missing[0])}'{others} in {truth.file}"
+        raise TableError(f"{predictions.file}: {lacks}; add a row for each.")
     unknown = ~predictions.values.index.isin(truth.values.index)
     if unknown.any():
         identifiers = list(predictions.values.index)
@@ -228,10 +206,8 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     joined = truth.values.rename(columns=lambda name: name.replace("task", "true")).join(predictions.values)
     for number, name in enumerate(TASKS.values(), start=1):
         if joined[f"true_{number}"].nunique() < 2:
-            raise TableError(
-                f"{truth.file}: only one class for category {number} ({name.lower()}); an area under the ROC curve "
-                "needs images of both."
-            )
+            what = f"only one class for category {number} ({name.lower()})"
+            raise TableError(f"{truth.file}: {what}; an area under the ROC curve needs images of both.")
     return joined[["task_1", "task_2", "true_1", "true_2"]]
 
 
@@ -251,10 +227,6 @@ def tables_from_probabilities(
 
 
 def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Write columns ``Id``, ``task_1`` and ``task_2``, all or nothing, each number so that it reads back as the same.
-
-    Raises:
-        OSError: it cannot be written; an old file is then as it was.
-    """
+    """Write columns ``Id``, ``task_1`` and ``task_2``, all or nothing; the numbers read back as the same."""
     table = table.astype({name: np.float64 for name in COLUMNS[1:] if table[name].dtype.kind == "f"})
     write_text(table.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n"), file)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
 
 import get_results
+from derma.dataset import CLASSES
 from derma.tables import read_table
 
 TRUTH = "Id,task_1,task_2\na.jpg,1,0\nb.jpg,0,1\nc.jpg,0,0\nd.jpg,1,0\ne.jpg,0,1\n"
@@ -18,10 +18,10 @@ OTHER = "a,0.1,0\nb,0.2,0.4\nc,0.3,0.2\nd,0.6,0.1\ne,0.25,0\n"  # as the challen
 
 @pytest.fixture
 def score(tmp_path, monkeypatch, capsys):
-    """Score in a folder where melanoma's AUC is 5.5 / 6 and keratosis' 4 / 6; returns exit code, output and errors."""
+    """Score where melanoma's AUC is 5.5 / 6 and keratosis' 4 / 6; returns exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
     for name, text in (("ground_truth", TRUTH), ("results", RESULTS), ("other", OTHER)):
-        (tmp_path / f"{name}.csv").write_text(text)
+        Path(f"{name}.csv").write_text(text)
 
     def call(*arguments, figures="none"):
         try:
@@ -36,89 +36,76 @@ def score(tmp_path, monkeypatch, capsys):
 def run_with_held_out(name, results, seed):
     """Make a run's folder, with 60 out-of-fold predictions."""
     Path(name).mkdir()
-    rng, classes = np.random.default_rng(seed), ("melanoma", "nevus", "seborrheic_keratosis")
-    drawn = [(k, *rng.dirichlet(1 + 3 * np.eye(3)[k % 3])) for k in range(60)]
-    held_out = "".join(f"data/x/train/{classes[k % 3]}/h{k}.jpg,{first},{third}\n" for k, first, _, third in drawn)
+    drawn = [(k, *np.random.default_rng((seed, k)).dirichlet(1 + 3 * np.eye(3)[k % 3])) for k in range(60)]
+    held_out = "".join(f"data/x/train/{CLASSES[k % 3]}/h{k}.jpg,{first},{third}\n" for k, first, _, third in drawn)
     for file, text in (("ground_truth", TRUTH), ("results", results), ("held_out", held_out)):
         Path(name, f"{file}.csv").write_text(text)
     return Path(name, "results.csv")
 
 
-def test_scores_thresholds_and_figures(score, tmp_path):
+def test_scores_thresholds_figures_and_warnings(score):
     code, out, err = score("results.csv", "0.4", figures="deep/er")
     assert code == 0 and out.startswith("Category 1 Score: 0.917\nCategory 2 Score: 0.667\nCategory 3 Score: 0.792\n")
     assert "\n0.4          1.000 [0.342, 1.000]  0.667 [0.208, 0.939]" in out  # sensitivity 2/2, specificity 2/3
     assert "2 melanomas among 5 images: too few" in err and "Out of fold" not in out
-    for name in ("roc.png", "reliability.png", "melanoma_confusion.png"):
-        assert np.asarray(Image.open(tmp_path / "deep" / "er" / name).convert("L")).std() > 10  # something is drawn
-    (tmp_path / "results.csv").write_text("a,1,10\nb,0,45\nc,0,20\nd,1,50\ne,0,60\n")
+    assert len(list(Path("deep/er").iterdir())) == 3
+    Path("results.csv").write_text("a,1,10\nb,0,45\nc,0,20\nd,1,50\ne,0,60\n")
     assert score("results.csv")[2].count("WARNING: results.csv: the predictions of category") == 2  # and goes on
-    published = score(ROOT / "results.csv")[1].splitlines()[:3]
-    assert [line.split()[-1] for line in published] == ["0.824", "0.941", "0.882"]
+    assert [line[-5:] for line in score(ROOT / "results.csv")[1].splitlines()[:3]] == ["0.824", "0.941", "0.882"]
 
 
-def test_json_compare_and_truth_of_another_name(score, tmp_path):
-    (tmp_path / "ground_truth.csv").rename(tmp_path / "truth.csv")
-    (tmp_path / "worse.csv").write_text(RESULTS.replace("a.jpg,0.9", "a.jpg,0.3"))  # loses one pair of the six
+def test_json_compare_and_truth_of_another_name(score):
+    Path("ground_truth.csv").rename("truth.csv")
+    Path("worse.csv").write_text(RESULTS.replace("a.jpg,0.9", "a.jpg,0.3"))  # loses one pair of the six
     call = ("results.csv", "--truth", "truth.csv", "--compare", "worse.csv")
     assert "1 melanoma               +0.167 [" in score(*call)[1]
     result = json.loads(score(*call, "--json")[1])
     assert result["areas"]["1"]["value"] == pytest.approx(5.5 / 6) and result["points"][0]["matrix"] == [[3, 0], [1, 1]]
-    assert result["images"] == {"all": 5, "melanoma": 2, "keratosis": 2} and result["out_of_fold"] is None
     assert result["comparison"]["2"]["p"] == 1 and result["ranks"] == {"1": 1, "2": 22, "3": 18}
 
 
-def test_ensemble_averages_what_is_held_out_too(score, tmp_path):
+def test_ensemble_averages_what_is_held_out_too(score):
     files = [run_with_held_out("a", RESULTS, 0), run_with_held_out("b", OTHER, 1)]
     code, out, _ = score("0.4", "--ensemble", *files, "--out", "m/results.csv")
     assert code == 0 and "\nmean of probabilities  1.000" in out and "\na/results.csv          0.917" in out
     assert read_table("m/results.csv").values.loc["a"].tolist() == [0.5, 0.05]
     parts = [read_table(file.with_name("held_out.csv")).values for file in files]
     assert np.array_equal(read_table("m/held_out.csv").values, (parts[0] + parts[1]) / 2)
-    assert "d.jpg,1,0" in (tmp_path / "m" / "ground_truth.csv").read_text()
+    assert "d.jpg,1,0" in Path("m/ground_truth.csv").read_text()
     again = score("m/results.csv", "0.4")[1]  # a single file with held_out.csv in its folder
     assert out[out.index("\nmelanoma at") : out.index("\nOut of fold: mean AUC 0.9")] in again
     found = json.loads(score("m/results.csv", "--json")[1])["out_of_fold"]
     assert found["images"] == 60 and f"\n{found['point']['threshold']:<12.6g}" in again
     assert f"temperature {found['calibrator']['temperature']:.3f}" in again and f"{found['after']['1']:.3f}" in again
-    # Anything that does not belong together is an error or a warning.
     assert "would overwrite a/held_out.csv" in score("--ensemble", *files, "--out", "a/mean.csv")[2]
     assert "No held_out.csv is averaged: there is no held_out.csv;" in score("--ensemble", files[0], "other.csv")[2]
     assert "two of the files share a folder" in score("--ensemble", files[0], files[0])[2]
-    text = Path("a/held_out.csv").read_text()
-    Path("a/held_out.csv").write_text(text.replace("h0.jpg", "g0.jpg"))
+    Path("a/held_out.csv").write_text(Path("a/held_out.csv").read_text().replace("h0.jpg", "g0.jpg"))
     assert "b/held_out.csv: no prediction for 'g0'" in score("--ensemble", *files)[2]
-    Path("a/held_out.csv").write_text(text.replace("/melanoma/h0", "/h0"))
-    assert "a/held_out.csv, row 1: Id 'data/x/train/h0.jpg' has no class folder" in score(files[0])[2]
 
 
-def test_errors_are_one_sentence_and_exit_code_2(score, tmp_path):
-    (tmp_path / "bad.csv").write_text(RESULTS + "f.jpg,maybe,0.1\n")
-    for call in (["bad.csv"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"]):
-        what = "bad.csv, row 7: task_1 'maybe' is not a finite number; give one from 0 to 1.\n"
-        assert score(*call) == (2, "", what)
+def test_errors_are_one_sentence_and_exit_code_2(score):
+    Path("bad.csv").write_text(RESULTS + "f.jpg,maybe,0.1\n")
+    Path("taken").write_text("")
     calls = [
         [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "--out", "x.csv"],
         ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--seed", "-1"], ["results.csv", "--show"],
+        ["bad.csv"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],
         *(["--ensemble", "results.csv", "--out", out] for out in (".", "", "./results.csv", "new/held_out.csv")),
     ]  # fmt: skip
     for call in calls:
         code, out, err = score(*call)
         assert (code, out, err.count("\n")) == (2, "", 1), call
-    (tmp_path / "taken").write_text("")
     code, out, err = score("results.csv", "--json", figures="taken")
     assert code == 2 and json.loads(out)["figures"] == [] and err.splitlines()[-1].startswith("Cannot write")
-    assert score("--ensemble", "results.csv", "--out", "taken/mean.csv")[0] == 2
 
 
-def test_terminals_and_pipes(score, monkeypatch, tmp_path):
+def test_terminals_and_pipes(score, monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: print("shown"))
     assert "shown" in score("results.csv", "--show", figures="x")[1]
-    script = f"{sys.executable} -X importtime {ROOT / 'get_results.py'} --figures none --ensemble ü.csv results.csv"
-    (tmp_path / "ü.csv").write_text(RESULTS)
+    Path("results.csv").rename("ü.csv")
+    script = f"{sys.executable} -X importtime {ROOT / 'get_results.py'} --figures none --ensemble ü.csv other.csv"
     command = ["bash", "-o", "pipefail", "-c", f"PYTHONIOENCODING=ascii {script} | head -1"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "Category 1 Score: 0.917\n") and "Cannot write" not in done.stderr
-    assert "| torch\n" not in done.stderr  # a score takes a second
-    monkeypatch.setattr(sys, "stdout", None)  # closed by the caller
-    assert get_results.main(["results.csv", "--figures", "none"]) == 0
+    assert (done.returncode, done.stdout) == (0, "Category 1 Score: 1.000\n")
+    assert "Cannot write" not in done.stderr and "| torch\n" not in done.stderr  # a score takes a second

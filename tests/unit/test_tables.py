@@ -2,14 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from derma import dataset, tables
 from derma.tables import TableError, join, read_table, truth_from_ids, write_table
 
 HEADER = "Id,task_1,task_2"
-HEADERS = [HEADER, "image_id,melanoma,seborrheic_keratosis", "ID,TASK_1,TASK_2", ""]
 
 
 @pytest.fixture
@@ -17,8 +14,8 @@ def read(tmp_path, monkeypatch):
     """Write rows to a file and read it."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*rows, name="r.csv", header=HEADER, truth=False):
-        Path(name).write_text("\n".join([header, *rows]), encoding="utf-8")
+    def call(*rows, name="r.csv", truth=False):
+        Path(name).write_text("\n".join([HEADER, *rows]), encoding="utf-8")
         return read_table(name, truth=truth)
 
     return call
@@ -26,7 +23,7 @@ def read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", " ", ", ", "  "])
 def test_layouts(tmp_path, separator):
-    for header in HEADERS:
+    for header in (HEADER, "image_id,melanoma,seborrheic_keratosis", "ID,TASK_1,TASK_2", ""):
         for ending in ("\n", "\r\n", "\r"):
             text = f"{header}\np1,0.9,0.1\np2,0.25,0.8".replace(",", separator).replace("\n", ending)
             (tmp_path / "r.csv").write_bytes(text.encode())
@@ -48,39 +45,37 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
     ("rows", "message"),
     [
         (["p1,0.1,0.5", "", ",,", "p2,0.1,x"], "row 5: task_2 'x' is not a finite number; give one from 0 to 1."),
-        (
-            ["p1,0.5,2.5", "p2,0.5,101"],
-            "row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows likewise).",
-        ),
+        (["p1,0.5,2.5", "p2,0.5,101"], "row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows"),
         (["p1,nan,0.5", "p2,,0.5", "p3,inf,1"], "row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2"),
         (["p1,0,0.5", "p2,0_1,0.5", "p3,\u0660.\u0665,0.5"], "row 3: task_1 '0_1' is not a finite number"),
         (["p1,0,0.5", "x/p1.jpg,0.2,0.5"], "row 3: Id 'x/p1.jpg' is a duplicate; keep one row for each image."),
         ([",0.1,0.5"], "row 2: Id '' is empty"),
-        (["p1,0.1"], "row 2: the row 'p1,0.1' should have three fields."),
-        ([], "no rows below the header; each image needs one."),
+        (['"p\n\u2028\t1,0.1'], "row 3: the row 'p 1,0.1' should have three fields."),
+        (["p" * 140_000 + ",0,1"], "row 2: cannot be split into fields"),
+        (["p1,0,\x1a"], "not a text file"),
+        ([], "no rows; expected the header Id,task_1,task_2 or image_id,melanoma,seborrheic_keratosis and a row"),
     ],
 )
 def test_bad_rows(read, rows, message):
     with pytest.raises(TableError) as caught:
         read(*rows)
-    assert message in str(caught.value) and str(caught.value).startswith("r.csv") and str(caught.value).endswith(".")
+    error = str(caught.value)
+    assert message in error and error.startswith("r.csv") and error.endswith(".") and len(error.splitlines()) == 1
 
 
 def test_bad_files(read):
-    files = {"header": b"Id,mel,sk\np,1,0", "blank": b" \n\n", "bytes": bytes(range(256)), "odd": b"\xff\xfea"}
-    messages = {"header": "header, row 1: the header is 'Id,mel,sk'", "blank": "is empty", "none": "no such file"}
-    for name in (*files, "none", "."):
-        if name in files:
-            Path(name).write_bytes(files[name])
-        with pytest.raises(TableError, match=messages.get(name, "not a text file|cannot be read")):
+    Path("bad").write_text("Id,mel,sk\np,1,0")
+    Path("odd").write_bytes(b"\xff\xfea")
+    found = {"bad": "row 1: the header is 'Id,mel,sk'", "odd": "a text", "none": "no such file", ".": "cannot be read"}
+    for name, message in found.items():
+        with pytest.raises(TableError, match=message):
             read_table(name)
     with pytest.raises(TableError, match=r"r.csv, row 2: task_1 '0.5' should be 0 or 1"):
         read("p1,0.5,0", truth=True)
 
 
 def test_hard_labels_and_percent_are_warned_of(read):
-    (warning,) = read("p1,1,0.2", "p2,0,0.7", "p3,1,0.1").warnings
-    assert "category 1 (melanoma)" in warning and "hard labels" in warning
+    assert "category 1 (melanoma) have only 2 distinct" in read("p1,1,0.2", "p2,0,0.7", "p3,1,0.1").warnings[0]
     mixed = read("p1,90,0.1", "p2,0.5,0.7", "p3,3,0.2")
     assert len(mixed.warnings) == 1 and "category 1 (melanoma) reach 90: percent" in mixed.warnings[0]
     assert mixed.values.to_numpy().tolist() == [[0.9, 0.1], [0.005, 0.7], [0.03, 0.2]]
@@ -110,27 +105,11 @@ def test_the_truth_stands_in_the_ids(read):
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_what_is_written_reads_back_as_what_was_computed(tmp_path, kind):
-    probabilities = np.random.default_rng(0).dirichlet([0.02, 1, 0.02], 60).astype(kind)
-    probabilities[:3, 0] = 3e-17, 2e-17, 1e-17
+    probabilities = np.random.default_rng(0).dirichlet([0.02, 1, 0.02], 60).astype(kind)  # as small as 1e-40
     targets = np.arange(60) % 3
     results, truth = tables.tables_from_probabilities([f"x/{k}.jpg" for k in range(60)], targets, probabilities)
-    write_table(results.sample(frac=1, random_state=0), tmp_path / "new" / "r.csv")
-    write_table(truth, tmp_path / "new" / "t.csv")
-    joined = join(read_table(tmp_path / "new" / "r.csv"), read_table(tmp_path / "new" / "t.csv", truth=True))
+    write_table(results.sample(frac=1, random_state=0), tmp_path / "r.csv")
+    write_table(truth, tmp_path / "t.csv")
+    joined = join(read_table(tmp_path / "r.csv"), read_table(tmp_path / "t.csv", truth=True))
     assert np.array_equal(joined[["task_1", "task_2"]], probabilities[:, [0, 2]].astype(float))
     assert np.array_equal(joined[["true_1", "true_2"]], np.eye(3)[targets][:, [0, 2]])
-
-
-TEXT = st.text(',;\t| \n\r"\0\x1a\u2028½.01e-Idnax', max_size=40)
-
-
-@settings(max_examples=300, deadline=None)
-@given(header=st.sampled_from(HEADERS), text=TEXT, truth=st.booleans())
-def test_any_file_is_read_or_refused_with_one_sentence(tmp_path_factory, header, text, truth):
-    file = tmp_path_factory.getbasetemp() / "malformed.csv"
-    file.write_text(f"{header}\n{text}", encoding="utf-8")
-    try:
-        table = read_table(file, truth=truth).values
-        assert table.to_numpy().min() >= 0 and table.to_numpy().max() <= 1 and table.index.is_unique
-    except TableError as error:
-        assert len(str(error).splitlines()) == 1 and str(file) in str(error)
