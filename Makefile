@@ -1,24 +1,39 @@
-# make run    draw the sample, execute the notebooks on it, score the results
-# make test   check the code's style and run the tests
-# make data   fetch the challenge's pictures into data/isic2017, and check them
-# DERMA_DATA=data/isic2017 make run    the same on the challenge's pictures
+# make run        draw the sample, execute the notebooks on it, score the results
+# make test       check the style and run the tests
+# make data       fetch the challenge's images into data/isic2017, and check them
+# make published  repeat the published recipe on data/isic2017: two runs, averaged and scored
+# DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
 PYTHON ?= python3
 BIN := .venv/bin
-DERMA_DATA ?= data/sample
-OUT := models/$(notdir $(DERMA_DATA:/=))
+export DERMA_DATA ?= data/sample
+DATA := $(notdir $(DERMA_DATA:/=))
 NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ipynb
 
-.PHONY: run data test test-lowest notebooks lock clean
+# A run's folder is named by its data and its model, so that no two runs share one.
+MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
+NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
+RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter true 1,$(DERMA_FROZEN)),-frozen))
+WEIGHTS ?=
+
+.PHONY: run published data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
-		echo "Executing $$notebook on $(DERMA_DATA)$(if $(filter data/sample,$(DERMA_DATA)), (about four minutes on two cores))"; \
-		DERMA_RESULTS=$(OUT)/results.csv $(BIN)/python -m derma.execute $$notebook $(OUT)/$$notebook || exit $$?; \
+		echo "Executing $$notebook on $(DERMA_DATA)"; \
+		DERMA_RESULTS=$(RUN) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
 	done
-	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(OUT)/results.csv \
-		--figures images/$(notdir $(DERMA_DATA:/=))/scores)
-	@echo "The executed notebooks and their results are in $(OUT)/."
+	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN))
+	@echo "The executed notebooks and their results are in $(RUN)/."
+
+# WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
+PUBLISHED := DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA)) DERMA_MODEL=densenet169 \
+	DERMA_WEIGHTS=$(if $(WEIGHTS),$(WEIGHTS)/densenet169.safetensors,imagenet) NOTEBOOKS=skin_lesion_classification.ipynb
+published: .venv/installed
+	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/fine-tuned
+	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/frozen DERMA_FROZEN=true
+	$(BIN)/python get_results.py --ensemble models/published/fine-tuned/results.csv models/published/frozen/results.csv \
+		--out models/published/results.csv --figures models/published
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed
@@ -30,12 +45,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# Executes the notebooks in place on the drawn sample: what is committed. The published results.csv stays as it is.
+# Executes the notebooks in place on the drawn sample: what is committed.
 notebooks: .venv/installed
-	rm -rf data/sample
+	rm -rf data/sample models/sample models/sample-autoencoder
 	for notebook in $(NOTEBOOKS); do \
-		env -i PATH="$$PATH" HOME="$$HOME" DERMA_RESULTS=models/sample/results.csv \
-			$(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; \
+		env -i PATH="$$PATH" HOME="$$HOME" $(BIN)/python -m derma.execute $$notebook $$notebook || exit $$?; \
 	done
 
 # Pins what is installed in .venv now, which is what the tests ran with.
@@ -67,4 +81,4 @@ test-lowest: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-lowest data/sample models/sample images/sample images/scores
+	rm -rf .venv .venv-lowest data/sample models/sample models/sample-autoencoder

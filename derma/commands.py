@@ -6,6 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -22,13 +23,10 @@ def whole_number(least: int, most: int = 2**31):
     """Return a type for ``add_argument``: a whole number from ``least`` to ``most``."""
 
     def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"'{text}' should be a whole number from {least:,} to {most:,}")
-        return number
+        with suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"'{text}' should be a whole number from {least:,} to {most:,}")
 
     return convert
 

@@ -57,10 +57,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def propose(thumbnails: np.ndarray) -> pd.DataFrame:
-    """Return pairs whose coarse thumbnails correlate.
-
-    Args:
-        thumbnails: (N, SIDE, SIDE) grey values.
+    """Return pairs whose coarse thumbnails correlate, of (N, SIDE, SIDE) grey values.
 
     Returns:
         Columns ``first`` < ``second`` (positions), ``orientation`` (of the second, to match the first) and ``coarse``

@@ -2,8 +2,8 @@
 
     python -m derma.execute NOTEBOOK OUTPUT
 
-``jupyter nbconvert --execute`` prints nothing until it is done, and keeps every state of a progress bar; this keeps
-none. It shows in a terminal all that cells print, in a log whole lines and about once a minute a progress bar's state.
+A terminal shows all that cells print, a log whole lines and about once a minute a progress bar's state. The file holds
+no progress bars, of which ``jupyter nbconvert --execute`` keeps every state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TalkingClient(NotebookClient):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.unfinished: list[str] = []  # pieces of a line that has not ended; for logs
+        self.unfinished = ""  # a line that has not ended; for logs
         self.shown_at = time.monotonic()
 
     def process_message(self, msg, cell, cell_index):
@@ -53,16 +53,11 @@ class TalkingClient(NotebookClient):
 
     def for_log(self, text: str) -> str:
         """Return the lines that ``text`` completes, or the state of a progress bar if the log was silent for long."""
-        ended, end, rest = text.rpartition("\n")
-        shown, now = [], time.monotonic()
-        if end:
-            shown = [_last_state(line) for line in "".join([*self.unfinished, ended]).split("\n")]
-            self.unfinished = []
-        if "\r" in rest and (state := _last_state(rest)):  # replaces the line so far
-            self.unfinished = []
-            if not shown and now - self.shown_at >= BAR_SECONDS:
-                shown = [state]
-        self.unfinished.append(rest)
+        *ended, rest = (self.unfinished + text).split("\n")
+        shown, now = [_last_state(line) for line in ended], time.monotonic()
+        self.unfinished = rest[rest.rstrip("\r").rfind("\r") + 1 :]  # a carriage return replaces the line so far
+        if not shown and "\r" in rest and now - self.shown_at >= BAR_SECONDS:
+            shown = [state] if (state := _last_state(rest)) else []
         self.shown_at = now if shown else self.shown_at
         return "".join(line + "\n" for line in shown)
 
@@ -73,11 +68,7 @@ def _last_state(line: str) -> str:
 
 
 def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
-    """Execute a notebook in its own folder and write it, all or nothing.
-
-    Args:
-        notebook: the file to execute.
-        output: the file to write; may be the same.
+    """Execute a notebook in its own folder and write ``output``, which may be the same file, all or nothing.
 
     Raises:
         CellExecutionError, DeadKernelError: a cell failed, or the kernel died. What was executed is in
@@ -96,12 +87,10 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
     with tempfile.TemporaryDirectory() as sockets:
         # Sockets in a private folder instead of TCP: nobody else can listen, and Jupyter does not warn.
         ipc = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
+        config = Config({"KernelManager": ipc if os.name == "posix" else {}})
+        resources = {"metadata": {"path": str(notebook.resolve().parent)}}
         client = TalkingClient(
-            content,
-            kernel_name="python3",
-            coalesce_streams=True,
-            resources={"metadata": {"path": str(notebook.resolve().parent)}},
-            config=Config({"KernelManager": ipc if os.name == "posix" else {}}),
+            content, kernel_name="python3", coalesce_streams=True, resources=resources, config=config
         )
         try:
             client.execute()

@@ -12,14 +12,12 @@ nothing. Existing images are not fetched again: after an interruption, the same 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlencode
@@ -27,14 +25,14 @@ from urllib.parse import urlencode
 import numpy as np
 import pandas as pd
 
+from derma import shrink
 from derma.check import OFFICIAL
-from derma.commands import Parser, progress, whole_number
+from derma.commands import Parser, whole_number
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.files import write_bytes, write_text
 from derma.leaks import training_leaks
-from derma.shrink import SHORT_SIDE, SUFFIXES, Busy, Refused, is_written, shrink, unsafe, write_jpeg, writing_into
-from derma.tables import TableError, read_table
-from derma.web import Damaged, NotThere, RemoteZip, Unreachable, Web, is_url
+from derma.shrink import CannotWrite, Original, Reasons, shrink_originals, write_report, writing_into
+from derma.web import Unreachable, Web
 
 ATTRIBUTION = """\
 Images: ISIC 2017, Skin Lesion Analysis Toward Melanoma Detection, part 3 (https://challenge.isic-archive.com/data/#2017),
@@ -50,259 +48,122 @@ LICENCE = """\
 The images in this folder are dedicated to the public domain under Creative Commons CC0 1.0 Universal:
 https://creativecommons.org/publicdomain/zero/1.0/legalcode
 """
-
-
-@dataclass(frozen=True)
-class Source:
-    """A URL or folder with a zip for each split, and their ground truths: none where the zips have class folders."""
-
-    address: str
-    zips: tuple[str, str, str]
-    truths: tuple[str, str, str] | tuple[()]
-
-    def locate(self, name: str) -> str:
-        """Return a file's URL or path."""
-        return f"{self.address.rstrip('/')}/{name}"
-
-
+# An address, and the zip of each split there. The challenge's zips have ground truths, the mirror's have class folders.
 SOURCES = {
-    "challenge": Source(
-        "https://isic-challenge-data.s3.amazonaws.com/2017/",
+    "challenge": (
+        "https://isic-challenge-data.s3.amazonaws.com/2017",
         ("ISIC-2017_Training_Data.zip", "ISIC-2017_Validation_Data.zip", "ISIC-2017_Test_v2_Data.zip"),
-        tuple(f"ISIC-2017_{part}_Part3_GroundTruth.csv" for part in ("Training", "Validation", "Test_v2")),
     ),
-    "udacity": Source(
-        "https://s3-us-west-1.amazonaws.com/udacity-dlnfd/datasets/skin-cancer/",
+    "udacity": (
+        "https://s3-us-west-1.amazonaws.com/udacity-dlnfd/datasets/skin-cancer",
         ("train.zip", "valid.zip", "test.zip"),
-        (),
     ),
 }
-Reasons = list[tuple[str, str]]  # names of images that could not be had, each with the reason
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to fetch: its name in messages, where it goes, its size in bytes, and how to get them."""
-
-    name: str
-    target: Path
-    size: int
-    read: Callable[[], bytes]
-
-
-def _classes_from(content: bytes, location: str, file: Path) -> dict[str, str]:
-    """Write a ground truth file of the challenge, and return each image's class."""
-    write_bytes(content, file)
-    try:
-        values = read_table(file, truth=True).values.astype(bool)
-    except TableError as error:
-        raise TableError(str(error).replace(str(file), location)) from None
-    both = values.index[values.all(axis=1)]
-    if len(both):
-        raise TableError(f"{location}: {both[0]} is both melanoma and seborrheic keratosis; fetch the file again.")
-    numbers = np.select([values["task_1"], values["task_2"]], [0, 2], default=1)
-    return {name: CLASSES[number] for name, number in zip(values.index, numbers, strict=True)}
-
-
-def _plan(source: Source, out: Path, truths: Path, web: Web) -> tuple[dict[str, list[Job]], Reasons]:
-    """Return the images of each split, and the refused ones; writes the challenge's ground truths to ``truths``."""
-    jobs, refused = {}, []
-    for number, (split, file) in enumerate(zip(SPLITS, source.zips)):
-        classes = None
-        if source.truths:
-            location = source.locate(source.truths[number])
-            content = web.get(location) if is_url(location) else Path(location).read_bytes()
-            classes = _classes_from(content, location, truths / source.truths[number])
-        archive = RemoteZip(source.locate(file), web)
-        found: dict[str, Job] = {}
-        for member in archive.members:
-            path = PurePosixPath(member.filename.replace("\\", "/"))
-            label = path.parent.name if classes is None else classes.get(path.stem)
-            image = path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
-            if member.is_dir() or not image or label not in CLASSES:  # masks, and what file managers add
-                continue
-            name = f"{file}/{member.filename}"
-            problem = unsafe(member) or ("there is another of this name" if path.stem in found else None)
-            if problem is None:
-                target = out / split / label / f"{path.stem}.jpg"
-                found[path.stem] = Job(name, target, member.compress_size, partial(archive.read, member))
-            else:
-                refused.append((name, problem))
-        if not found:
-            raise Unreachable(f"{source.locate(file)}: it holds none of the images; check the address.")
-        missing = sorted(set(classes or ()) - set(found))
-        refused += [(f"{file}/{stem}.jpg", "not in the zip") for stem in missing]
-        jobs[split] = list(found.values())
-    return jobs, refused
-
-
-def _fetch_one(job: Job, short_side: int) -> str | None:
-    """Fetch, shrink and write one image; returns the reason if it was refused."""
-    try:
-        return write_jpeg(shrink(job.read(), short_side), job.target)
-    except (Refused, Damaged) as problem:
-        return str(problem)
-
-
-def fetch_images(jobs: list[Job], web: Web, short_side: int) -> Reasons:
-    """Fetch, shrink and write the images that do not exist, with a progress bar; returns the refused ones.
-
-    Each of the ``web``'s connections has a thread, which decodes too: Pillow releases Python's lock. If the server or
-    the disk fails (Unreachable, OSError), the images that had arrived are kept.
-    """
-    todo = [job for job in jobs if not is_written(job.target)]
-    refused, count = [], len(jobs) - len(todo)
-    bar = progress(total=sum(job.size for job in todo), unit="B", unit_scale=True)
-    with bar, ThreadPoolExecutor(web.connections) as pool:
-        futures = {pool.submit(_fetch_one, job, short_side): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                job, reason = futures[future], future.result()
-                if reason is not None:
-                    refused.append((job.name, reason))
-                count += reason is None
-                bar.set_postfix_str(f"{count:,} of {len(jobs):,} images", refresh=False)
-                bar.update(job.size)
-        except BaseException:
-            web.stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return refused
-
-
-def write_report(refused: Reasons, out: Path) -> None:
-    """Write ``out/refused.csv``, or remove it if nothing was refused."""
-    (out / "refused.csv").unlink(missing_ok=True)
-    if refused:
-        write_text(pd.DataFrame(sorted(refused), columns=["file", "reason"]).to_csv(index=False), out / "refused.csv")
-
-
-def fetch(source: Source, out: Path, web: Web, short_side: int = SHORT_SIDE) -> Reasons:
-    """Bring all three splits into ``out/{train,valid,test}/<class>``, with licence, attribution and ground truth.
-
-    Existing images are kept as they are. The returned names and reasons of missing images are in ``out/refused.csv``.
-
-    Raises:
-        Unreachable, TableError, FileNotFoundError: the source does not give what is needed.
-        Busy, OSError: ``out`` cannot be written into.
-    """
-    with writing_into(out), tempfile.TemporaryDirectory() as scratch:
-        jobs, refused = _plan(source, out, Path(scratch), web)
-        for name in source.truths:
-            write_bytes((Path(scratch) / name).read_bytes(), out / name)
-        write_text(ATTRIBUTION.format(address=source.address), out / "ATTRIBUTION.txt")
-        write_text(LICENCE, out / "LICENSE.txt")
-        refused += fetch_images([job for each in jobs.values() for job in each], web, short_side)
-        write_report(refused, out)
-        return refused
-
-
-def sizes(source: Source, out: Path, web: Web) -> pd.DataFrame:
-    """Return what :func:`fetch` would do: for each split its images, those fetched already, and MB still to fetch."""
-    with tempfile.TemporaryDirectory() as scratch:
-        jobs, _ = _plan(source, out, Path(scratch), web)
-    rows = {}
-    for split, images in jobs.items():
-        todo = [job.size for job in images if not is_written(job.target)]
-        rows[split] = len(images), len(images) - len(todo), sum(todo) / 1e6
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["images", "fetched", "MB to fetch"])
-    table.loc["all"] = table.sum()
-    return table.astype({"images": int, "fetched": int}).round(1)
-
-
-# --- further training images from the ISIC Archive -------------------------------------------------------------------
-
-API = "https://api.isic-archive.com/api/v2/"  # https://api.isic-archive.com/api/docs/swagger/
+API = "https://api.isic-archive.com/api/v2"  # https://api.isic-archive.com/api/docs/swagger/
 # The archive's diagnoses (https://github.com/ImageMarkup/isic-metadata) that the challenge's three classes are.
 QUERIES = {
     "melanoma": 'diagnosis_2:"Malignant melanocytic proliferations (Melanoma)"',
     "nevus": "diagnosis_3:Nevus",
     "seborrheic_keratosis": 'diagnosis_3:"Seborrheic keratosis"',
 }
-PAGE = 100  # images
+PAGE = 100  # records
 SAME = "shows the photograph of"
 EXTRA_ATTRIBUTION = """\
 Images of the ISIC Archive (https://www.isic-archive.com), fetched from {api}
 metadata.csv holds the licence and the attribution of each. They were made smaller by derma.shrink; nothing else was
 changed.
 """
+Jobs = list[tuple[Original, Path]]  # images, each with the file it becomes
 
 
-def _pages(api: str, label: str, web: Web) -> Iterator[dict]:
-    """Yield the archive's records of dermoscopic images of a class, page by page."""
-    query = urlencode({"query": f"{QUERIES[label]} AND image_type:dermoscopic", "limit": PAGE})
-    url: str | None = f"{api.rstrip('/')}/images/search/?{query}"
-    while url:
-        content = web.get(url)
-        try:
-            page = json.loads(content)
-            records, url = page["results"], page["next"]
-        except (ValueError, KeyError, TypeError):
-            raise Unreachable(f"{url}: not an answer of the ISIC Archive; check the address.") from None
-        yield from records
-
-
-def _list_extra(api: str, most: int, excluded: set[str], web: Web) -> pd.DataFrame:
-    """Return up to ``most`` records for each class: one row for each image, without those in ``excluded``."""
-    rows = []
-    for label in CLASSES:
-        count = 0
-        for record in _pages(api, label, web):
-            if count == most:
-                break
-            try:
-                name, full = str(record["isic_id"]), record["files"]["full"]
-                url, size, licence = str(full["url"]), int(full["size"]), record["copyright_license"]
-                clinical = record["metadata"].get("clinical", {})
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise Unreachable(f"{api}: a record of {label} lacks {error}; is it the ISIC Archive's API?") from None
-            if not name.replace("_", "").isalnum() or name in excluded or not licence:
-                continue
-            diagnosis = ": ".join(filter(None, (clinical.get(f"diagnosis_{level}") for level in range(1, 6))))
-            rows.append((name, label, diagnosis, licence, record.get("attribution"), url, size))
-            count += 1
-    columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
-    return pd.DataFrame(rows, columns=columns).drop_duplicates("isic_id", ignore_index=True)
-
-
-def _get_image(web: Web, url: str) -> bytes:
-    """Return one image's file; one that the archive lists but does not have is refused, and the others go on."""
+def _read_truth(location: str, web: Web) -> tuple[bytes, dict[str, str]]:
+    """Return a ground truth file of the challenge, and each image's class."""
+    content = web.get(location) if "://" in location else Path(location).read_bytes()
     try:
-        return web.get(url)
-    except NotThere as error:
-        raise Damaged(str(error)) from None
+        table = pd.read_csv(io.BytesIO(content)).set_index("image_id")
+        numbers = np.select([table["melanoma"] == 1, table["seborrheic_keratosis"] == 1], [0, 2], default=1)
+    except (KeyError, ValueError):
+        raise Unreachable(f"{location}: not a ground truth of the challenge; check the address.") from None
+    return content, {name: CLASSES[number] for name, number in zip(table.index, numbers, strict=True)}
 
 
-def _read_own(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Return a table that an earlier call wrote, empty if there is none."""
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise TableError(f"{file}: not a table of this command (no column '{missing[0]}'); name another folder.")
-    return table
+def plan(source: str, address: str, out: Path, web: Web) -> tuple[Jobs, dict[str, bytes], Reasons]:
+    """Return the images at the address of a source of ``SOURCES``, its ground truth files, and what its zips lack."""
+    jobs, truths, missing = [], {}, []
+    for split, file in zip(SPLITS, SOURCES[source][1], strict=True):
+        classes, found = None, set()
+        if source == "challenge":
+            truth = file.replace("Data.zip", "Part3_GroundTruth.csv")
+            truths[truth], classes = _read_truth(f"{address}/{truth}", web)
+        for original in shrink.find_originals(f"{address}/{file}", web):
+            path = PurePosixPath(original.name.replace("\\", "/"))
+            label = path.parent.name if classes is None else classes.get(path.stem)
+            if label in CLASSES:  # masks have none
+                target = out / split / label / f"{path.stem}.jpg"
+                jobs.append((original._replace(name=f"{file}/{original.name}"), target))
+                found.add(path.stem)
+        if not found:
+            raise Unreachable(f"{address}/{file}: it holds none of the images; check the address.")
+        missing += [(f"{file}/{stem}.jpg", "not in the zip") for stem in sorted(set(classes or ()) - found)]
+    return jobs, truths, missing
 
 
-def require_complete(official: LesionData) -> set[str]:
-    """Return the names of all official images, without endings.
+def list_extra(api: str, most: int, excluded: set[str], web: Web) -> pd.DataFrame:
+    """Return up to ``most`` dermoscopic images for each class from the ISIC Archive, without those in ``excluded``."""
+    rows, excluded = [], set(excluded)
+    for label in CLASSES:
+        query = urlencode({"query": f"{QUERIES[label]} AND image_type:dermoscopic", "limit": PAGE})
+        url, count = f"{api}/images/search/?{query}", 0
+        while url and count < most:
+            content = web.get(url)
+            try:
+                page = json.loads(content)
+                for record in page["results"]:
+                    name, licence, full = record["isic_id"], record["copyright_license"], record["files"]["full"]
+                    if count == most or name in excluded or not licence or not name.replace("_", "").isalnum():
+                        continue
+                    clinical = record["metadata"].get("clinical", {})
+                    diagnosis = ": ".join(filter(None, (clinical.get(f"diagnosis_{level}") for level in range(1, 6))))
+                    by = record.get("attribution")
+                    rows.append((name, label, diagnosis, licence, by, full["url"], int(full["size"])))
+                    excluded.add(name)
+                    count += 1
+                url = page["next"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise Unreachable(f"{url}: not an answer of the ISIC Archive; check the address.") from None
+    columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
+    return pd.DataFrame(rows, columns=columns)
 
-    Raises:
-        DatasetError: the folder lacks some; a duplicate of a missing one would not be noticed.
-    """
-    names, found = set(pd.read_csv(OFFICIAL)["id"]), set(official.images["path"].map(lambda path: Path(path).stem))
-    missing = sorted(names - found)
+
+def plan_extra(api: str, out: Path, most: int, web: Web) -> tuple[Jobs, pd.DataFrame, Reasons]:
+    """Return further images that ``out`` lacks, the archive's table of all, and what was found to be official."""
+    known = []
+    if (out / "refused.csv").exists():
+        report = pd.read_csv(out / "refused.csv").itertuples(index=False, name=None)
+        known = [(name, reason) for name, reason in report if reason.startswith(SAME)]
+    table = list_extra(api, most, set(pd.read_csv(OFFICIAL)["id"]) | {name for name, _ in known}, web)
+    jobs = [
+        (Original(name, size, partial(web.get, url)), out / ".incoming" / label / f"{name}.jpg")
+        for name, label, url, size in table[["isic_id", "class", "url", "size"]].itertuples(index=False)
+        if not (out / label / f"{name}.jpg").exists()
+    ]
+    return jobs, table.drop(columns="size"), known
+
+
+def _require_complete(official: LesionData) -> None:
+    """Raise DatasetError if an official image is missing: its duplicates would not be noticed."""
+    found = {Path(path).stem for path in official.images["path"]}
+    missing = sorted(set(pd.read_csv(OFFICIAL)["id"]) - found)
     if missing:
         raise DatasetError(
             f"{official.root}: {len(missing):,} of the official images are missing or unreadable, such as "
             f"{missing[0]}; fetch them first (make data), since duplicates of missing ones would be trained on."
         )
-    return names | found
 
 
-def _remove_official(arrived: list[Path], official: LesionData) -> Reasons:
-    """Delete the images that show an official photograph; returns their names, and which."""
-    if not arrived:
-        return []
-    extra = pd.DataFrame({"path": [str(path) for path in arrived], "split": "extra"})
+def _remove_official(out: Path, official: LesionData) -> Reasons:
+    """Delete the images in ``out`` that show an official photograph; returns their names, and which."""
+    extra = pd.DataFrame({"path": [str(path) for path in sorted(out.rglob("*.jpg"))], "split": "extra"})
     leaks = training_leaks(pd.concat([official.images, extra], ignore_index=True), trained=())
     removed = []
     for leak in leaks.drop_duplicates("train").itertuples():
@@ -311,56 +172,89 @@ def _remove_official(arrived: list[Path], official: LesionData) -> Reasons:
     return removed
 
 
-def fetch_extra(
-    out: Path, official: LesionData, web: Web, most: int, api: str = API, short_side: int = SHORT_SIDE
-) -> Reasons:
-    """Bring further images of the three classes from the ISIC Archive into ``out/<class>``, for training only.
+def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
+    """Move the images in ``out/.incoming`` into ``out/<class>`` unless they show an official photograph.
+
+    Images of earlier calls are compared again: the official folder may have been another one then.
+    ``out/metadata.csv`` gets diagnosis, licence and attribution of each. Returns the removed ones.
+    """
+    removed = _remove_official(out, official)
+    if (out / "metadata.csv").exists():
+        table = pd.concat([pd.read_csv(out / "metadata.csv"), table]).drop_duplicates("isic_id", keep="last")
+    arrived = {path.stem: path for path in out.rglob("*.jpg")}
+    table = table[table["isic_id"].isin(arrived)].sort_values("isic_id")
+    write_text(table.to_csv(index=False), out / "metadata.csv")  # first: no image is added without its licence
+    for name, label in zip(table["isic_id"], table["class"], strict=True):
+        (out / label).mkdir(exist_ok=True)
+        os.replace(arrived[name], out / label / f"{name}.jpg")
+    return removed
+
+
+def _print_sizes(jobs: Jobs, out: Path) -> None:
+    rows = [(str(path.parent.relative_to(out)), 1, path.exists(), original.size / 1e6) for original, path in jobs]
+    table = pd.DataFrame(rows, columns=["folder", "images", "fetched", "MB to fetch"])
+    table["MB to fetch"] *= ~table["fetched"]
+    table = table.groupby("folder").sum()
+    table.loc["all"] = table.sum()
+    print(table.astype({"images": int, "fetched": int}).round(1).to_string())
+
+
+def _print_counts(out: Path, folders: Iterable[str]) -> None:
+    counts = {name: sum(1 for _ in (out / name).rglob("*.jpg")) for name in folders}
+    print(f"{out}: {sum(counts.values()):,} images ({', '.join(f'{name} {n:,}' for name, n in counts.items())}).")
+
+
+def fetch_challenge(options: Namespace, address: str, out: Path, web: Web) -> Reasons:
+    """Bring all three splits into ``out/{train,valid,test}/<class>``; returns the missing images."""
+    jobs, files, missing = plan(options.source, address, out, web)
+    if options.dry_run:
+        _print_sizes(jobs, out)
+        return []
+    files |= {"ATTRIBUTION.txt": ATTRIBUTION.format(address=address).encode(), "LICENSE.txt": LICENCE.encode()}
+    with writing_into(out):
+        for name, content in files.items():
+            write_bytes(content, out / name)
+        missing += shrink_originals(jobs, options.short_side, web.connections, web.stopped.set)
+        write_report(missing, out)
+    _print_counts(out, SPLITS)
+    return missing
+
+
+def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reasons:
+    """Bring further images of the three classes into ``out/<class>``, for training only; returns the missing ones.
 
     New images wait in ``out/.incoming`` until they have been compared with every official image. One that has the name
-    of an official image or shows its photograph is refused. ``out/metadata.csv`` holds diagnosis, licence and
-    attribution of the others.
-
-    Args:
-        official: the opened ISIC 2017 folder.
-        most: images for each class.
-        api: the archive's address.
-
-    Returns:
-        Name and reason of each image that could not be had; ``out/refused.csv`` holds them and the duplicates.
-
-    Raises:
-        Unreachable, TableError, Busy, OSError: as :func:`fetch`; the images that had arrived are kept.
-        DatasetError: official images are missing.
+    of an official image or shows its photograph is refused.
     """
-    names = require_complete(official)
+    foreign = out.exists() and any(out.iterdir()) and not (out / "ATTRIBUTION.txt").exists()
+    if foreign or (out / "train").exists():
+        raise CannotWrite(f"{out}: holds other files than extra training images; name a separate folder.")
+    jobs, table, known = plan_extra(address, out, options.most, web)
+    if options.dry_run:
+        _print_sizes(jobs, out)
+        return []
+    official = LesionData(options.official)
+    _require_complete(official)
     with writing_into(out):
-        report = _read_own(out / "refused.csv", ("file", "reason"))
-        before = _read_own(out / "metadata.csv", ("isic_id", "class", "licence", "attribution", "url"))
-        known = report[report["reason"].str.startswith(SAME)]  # need not be fetched again
-        table = _list_extra(api, most, names | set(known["file"]), web)
-        incoming, jobs = out / ".incoming", []
-        for name, label, url, size in table[["isic_id", "class", "url", "size"]].itertuples(index=False):
-            if not is_written(out / label / f"{name}.jpg"):
-                jobs.append(Job(name, incoming / label / f"{name}.jpg", size, partial(_get_image, web, url)))
-        refused = fetch_images(jobs, web, short_side)
-        # Images of earlier calls are compared again: the official folder may have been another one then.
-        duplicates = _remove_official(sorted(out.rglob("*.jpg")), official)
-
-        # Licences first: no image is added without its own.
-        table = (pd.concat([before, table]) if len(before) else table).drop_duplicates("isic_id", keep="last")
-        arrived = {path.stem for path in out.rglob("*.jpg")}
-        table = table[table["isic_id"].isin(arrived)].sort_values("isic_id").drop(columns="size")
-        write_text(table.to_csv(index=False), out / "metadata.csv")
-        write_text(EXTRA_ATTRIBUTION.format(api=api), out / "ATTRIBUTION.txt")
-        for name, label in zip(table["isic_id"], table["class"]):
-            if (incoming / label / f"{name}.jpg").exists():
-                (out / label).mkdir(exist_ok=True)
-                os.replace(incoming / label / f"{name}.jpg", out / label / f"{name}.jpg")
-        write_report(refused + duplicates + list(known.itertuples(index=False, name=None)), out)
-        return refused
+        write_text(EXTRA_ATTRIBUTION.format(api=address), out / "ATTRIBUTION.txt")
+        missing = shrink_originals(jobs, options.short_side, web.connections, web.stopped.set)
+        write_report(missing + add_extra(out, table, official) + known, out)
+    _print_counts(out, CLASSES)
+    print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_EXTRA={out}.")
+    return missing
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+def _run(options: Namespace, out: Path) -> str:
+    """Do what the options say; returns a message if an image is missing in the end."""
+    web = Web(options.connections, options.timeout, options.retries)
+    address = (options.address or (API if options.extra else SOURCES[options.source][0])).rstrip("/")
+    print(f"Asking {address}", flush=True)  # the first answer may take a minute
+    missing = (fetch_extra if options.extra else fetch_challenge)(options, address, out, web)
+    if not missing:
+        return ""
+    (name, reason), *others = missing
+    more = f" and {len(others):,} more" if others else ""
+    return f"{out}: missing {name} ({reason}){more}, see {out / 'refused.csv'}; run the command again."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -372,12 +266,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--address", metavar="URL_OR_FOLDER", help="another place with the same files")
     add("--dry-run", action="store_true", help="print the sizes and fetch nothing")
     add("--extra", action="store_true", help="further training images from the ISIC Archive")
-    official = Path("data/isic2017")
     text = "with --extra: the ISIC 2017 images; default: %(default)s"
-    add("--official", type=Path, default=official, metavar="FOLDER", help=text)
+    add("--official", type=Path, default="data/isic2017", metavar="FOLDER", help=text)
     for name, low, high, default, unit, what in (
         ("most", 1, 2**31, 2000, "N", "with --extra: images of each class"),
-        ("short-side", 16, 8192, SHORT_SIDE, "PIXELS", "of the images written"),
+        ("short-side", 16, 8192, shrink.SHORT_SIDE, "PIXELS", "of the images written"),
         ("connections", 1, 64, 8, "N", "images at a time"),
         ("timeout", 1, 3600, 30, "SECONDS", "of a server's silence"),
         ("retries", 0, 100, 6, "N", "tries after the first"),
@@ -386,62 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         add(f"--{name}", type=whole_number(low, high), default=default, metavar=unit, help=text)
     options = parser.parse_args(arguments)
     out = options.out or Path("data/extra" if options.extra else "data/isic2017")
-    try:
-        web = Web(options.connections, options.timeout, options.retries)
-        missing = (_run_extra if options.extra else _run_challenge)(options, out, web)
-        if missing:
-            (name, reason), *others = missing
-            more = f" and {len(others):,} more" if others else ""
-            report = out / "refused.csv"
-            print(f"{out}: missing {name} ({reason}){more}, see {report}; run the command again.", file=sys.stderr)
-        return 2 if missing else 0
-    except Unreachable as error:
-        message = str(error)
-        if not options.extra and options.address is None:
-            message = message.removesuffix(".") + ", or name another --source, or a folder of the zips with --address."
-    except (TableError, Busy, DatasetError) as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or out}: {error.strerror or error}; name another place."
-    except KeyboardInterrupt:
-        message = "Interrupted."
-    kept = sum(1 for _ in out.rglob("*.jpg")) if out.is_dir() else 0
-    print(message + (f" What has arrived is kept ({kept:,} images in {out})." if kept else ""), file=sys.stderr)
-    return 2
-
-
-def _run_challenge(options: Namespace, out: Path, web: Web) -> Reasons:
-    source = SOURCES[options.source]
-    if options.address is not None:
-        source = replace(source, address=options.address)
-    print(f"Asking {source.address}", flush=True)  # the first answer may take a minute
-    if options.dry_run:
-        print(sizes(source, out, web).to_string())
-        return []
-    missing = fetch(source, out, web, options.short_side)
-    _print_counts(out, SPLITS)
-    return missing
-
-
-def _run_extra(options: Namespace, out: Path, web: Web) -> Reasons:
-    api, folder = options.address or API, options.official
-    if options.dry_run:
-        classes = _list_extra(api, options.most, set(pd.read_csv(OFFICIAL)["id"]), web).groupby("class")["size"]
-        print(pd.DataFrame({"images": classes.count(), "MB": (classes.sum() / 1e6).round(1)}).to_string())
-        return []
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; fetch the official images first, or name it with --official.")
-    if (out / "train").exists():
-        raise DatasetError(f"{out}: holds splits; extra images are for training alone, so name a separate folder.")
-    missing = fetch_extra(out, LesionData(folder), web, options.most, api, options.short_side)
-    _print_counts(out, CLASSES)
-    print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_EXTRA={out}.")
-    return missing
-
-
-def _print_counts(out: Path, folders: Iterable[str]) -> None:
-    counts = {name: sum(1 for _ in (out / name).rglob("*.jpg")) for name in folders}
-    print(f"{out}: {sum(counts.values()):,} images ({', '.join(f'{name} {n:,}' for name, n in counts.items())}).")
+    return shrink.run_command(partial(_run, options, out), out, DatasetError)
 
 
 if __name__ == "__main__":

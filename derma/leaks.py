@@ -17,11 +17,7 @@ ORDER = ("train", "valid", "test", "extra")
 
 
 def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
-    """Return all pairs of images that show one photograph.
-
-    Returns:
-        As :func:`derma.duplicates.find_duplicates`, and ``splits``, such as ``"train, test"``.
-    """
+    """Return :func:`derma.duplicates.find_duplicates` of the images, and ``splits``, such as ``"train, test"``."""
     split_of = dict(zip(images["path"], images["split"]))
     pairs = find_duplicates(list(images["path"]))
     pairs["splits"] = [
@@ -33,9 +29,7 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
 def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
     """Return the training images that show a photograph of a split that is not trained on.
 
-    Args:
-        images: see above.
-        trained: the splits that are trained on, besides "extra".
+    ``trained`` are the splits that are trained on, besides "extra".
 
     Returns:
         A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``
@@ -59,11 +53,7 @@ def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) 
 
 
 def photographs(paths: list[str]) -> np.ndarray:
-    """Number the photographs that N images show, so that all images of one can be kept in one fold.
-
-    Returns:
-        (N,) int: equal where :func:`derma.duplicates.find_duplicates` finds the same photograph, also through a third.
-    """
+    """Number the photographs that N images show, (N,): equal for images of one, also through a third image."""
     pairs = find_duplicates(paths)
     position = {path: number for number, path in enumerate(paths)}
     rows, columns = pairs["first"].map(position), pairs["second"].map(position)

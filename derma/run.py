@@ -97,6 +97,21 @@ def share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
+def end_other_processes(accelerator: Accelerator) -> None:
+    """End every process but the first, whose figures and files are enough."""
+    if not accelerator.is_main_process:
+        os._exit(0)  # ipython would turn sys.exit into a failure, for which torchrun ends the first one too
+
+
+def cosine_with_warmup(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a schedule of all learning rates: they rise for ``warmup`` of the ``steps``, then follow a cosine to 0."""
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """Draw dermoscopy-like images, so that everything in this repository runs without a download.
 
     python -m derma.sample                          # data/sample: 480 / 90 / 150 images of 256 x 192
-    python -m derma.sample data/large --size 4288x2848 --counts 8 3 3
 
 The drawings follow the ABCD rule (Nachbar et al., 1994, https://doi.org/10.1016/S0190-9622(94)70061-3) and the signs
 that dermoscopists agree on (Argenziano et al., 2003, https://doi.org/10.1067/mjd.2003.281). A melanoma is asymmetric
@@ -15,7 +14,6 @@ These are drawings. What a network learns from them says nothing about skin.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -32,7 +30,6 @@ from derma.dataset import CLASSES, SPLITS
 # Images of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
 COUNTS = {"train": (90, 329, 61), "valid": (18, 47, 25), "test": (29, 98, 23)}
 SIZE = (256, 192)
-MOST_SIDE = 8192  # a drawing takes some 200 bytes for each pixel
 BORROWED = 0.12  # share of images with the shape, the texture or the colours of another class
 
 MELANIN = np.array([0.50, 1.00, 1.55], np.float32)  # absorbs blue most, so it looks brown
@@ -285,13 +282,9 @@ def draw_sample(
 ) -> None:
     """Draw a whole data folder ``{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
 
-    The same arguments give the same bytes with the same versions of the libraries, whatever the number of processes.
-    The folder appears complete or not at all; FileExistsError if it exists.
-
-    Args:
-        counts: for each split, the number of images of each class.
-        size: width and height in pixels.
-        workers: processes; all cores by default.
+    ``counts`` are the images of each class for each split, ``size`` is width and height, ``workers`` are processes. The
+    same arguments give the same bytes with the same versions of the libraries, whatever the number of processes. The
+    folder appears complete or not at all; FileExistsError if it exists.
     """
     folder = Path(folder)
     if folder.exists():
@@ -315,45 +308,20 @@ def draw_sample(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(side) for side in text.lower().split("x"))
-    except ValueError:
-        width = height = 0
-    if not 32 <= min(width, height) <= max(width, height) <= MOST_SIDE:
-        raise argparse.ArgumentTypeError(f"'{text}' should be like 256x192, each side from 32 to {MOST_SIDE:,}")
-    return width, height
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.sample``; returns the exit code."""
     parser = Parser(prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like images.")
-    add = parser.add_argument
-    add("folder", nargs="?", default="data/sample", type=Path, help="must not exist yet (default: %(default)s)")
-    add("--size", type=_size, default=SIZE, metavar="WxH", help="pixels, each at least 32 (default: 256x192)")
-    add("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
-    shares = "images for each split, with the classes in proportion to ISIC 2017 (default: 480 90 150)"
-    add("--counts", type=whole_number(len(CLASSES)), nargs=3, metavar=("TRAIN", "VALID", "TEST"), help=shares)
+    parser.add_argument("folder", nargs="?", default="data/sample", type=Path, help="must be new; default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
     options = parser.parse_args(arguments)
-    counts = COUNTS
-    if options.counts:
-        counts = {split: _divide(total, COUNTS[split]) for split, total in zip(SPLITS, options.counts, strict=True)}
     try:
-        draw_sample(options.folder, counts, options.size, options.seed)
+        draw_sample(options.folder, seed=options.seed)
     except OSError as error:
         message = f"{options.folder}: cannot be made ({error.strerror or error}); name another folder."
         print(error if isinstance(error, FileExistsError) else message, file=sys.stderr)
         return 2
-    print(f"Drew {sum(map(sum, counts.values()))} images into {options.folder}.")
+    print(f"Drew {sum(map(sum, COUNTS.values()))} images into {options.folder}.")
     return 0
-
-
-def _divide(total: int, proportions: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Split a total of at least three in the given proportions, none of them empty."""
-    first, third = (max(1, int(total * part / sum(proportions) + 0.5)) for part in proportions[::2])
-    if first + third >= total:
-        first = third = 1
-    return first, total - first - third, third
 
 
 if __name__ == "__main__":

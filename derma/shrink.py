@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import io
 import os
-import re
-import signal
 import stat
 import sys
-import warnings
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pandas as pd
 from filelock import FileLock
@@ -31,20 +30,26 @@ from PIL import Image, ImageCms, ImageOps
 
 from derma.commands import Parser, progress, whole_number
 from derma.files import write_bytes, write_text
+from derma.web import Refused, Unreachable, Web, Zip
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
-UNFINISHED = re.compile(r".+\.(jpg|csv|txt)\.part")  # what a killed process leaves
 SHORT_SIDE = 256
 QUALITY = 95
+Reasons = list[tuple[str, str]]  # names of images that could not be had, each with the reason
 
 
-class Refused(Exception):
-    """An image that cannot be shrunk; the message is the reason, in a phrase."""
+class CannotWrite(Exception):
+    """A folder must not be written into; the message is one sentence that says what to do."""
 
 
-class Busy(Exception):
-    """Another process writes into the folder; the message is one sentence that says what to do."""
+class Original(NamedTuple):
+    """A file: its name in messages, its size in bytes, how to read it, and why it is refused unread."""
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+    reason: str | None = None
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -64,151 +69,175 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def shrink(source: str | os.PathLike | bytes, short_side: int = SHORT_SIDE) -> Image.Image:
-    """Decode an image's file, or the bytes of one, and make it small.
+def shrink(content: bytes, short_side: int = SHORT_SIDE) -> Image.Image:
+    """Decode the bytes of an image's file, and make it small.
 
     Returns an upright 8-bit RGB image in sRGB with the original's aspect ratio and a shorter side of ``short_side``
     pixels; a smaller image keeps its size. Refused: truncated, no image, or more than 179 million pixels.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice its limit is refused, as an error
-            with Image.open(file) as image:
-                image.draft(None, (short_side, short_side))
-                image.load()
-                small = _to_srgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft(None, (short_side, short_side))
+            image.load()
+            small = _to_srgb(ImageOps.exif_transpose(image))
         scale = short_side / min(small.size)
         if scale >= 1:
             return small
         return small.resize([max(1, round(side * scale)) for side in small.size], Image.Resampling.LANCZOS)
     except Image.UnidentifiedImageError:
         raise Refused("not an image") from None
-    except Image.DecompressionBombError:
-        raise Refused(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: a decompression bomb?") from None
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
         raise Refused(str(error) or type(error).__name__) from None
 
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process (Busy if another one holds it), and delete what a killed one left unfinished.
+    """Lock a folder for this process (else CannotWrite), and delete what a killed one left unfinished.
 
-    The folder is made if missing, and removed if it ends up empty. The lock is ``.<name>.lock`` in its parent folder.
+    The folder is made if missing. The lock is ``.<name>.lock`` in its parent folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.absolute().parent / f".{folder.absolute().name}.lock", timeout=0):
-            for partial in folder.rglob("*.part"):
-                if UNFINISHED.fullmatch(partial.name) and partial.is_file():
-                    partial.unlink()
-            try:
-                yield
-            finally:
-                if not any(folder.iterdir()):  # an empty folder would be taken for a data folder that lacks its splits
-                    folder.rmdir()
+            for unfinished in folder.rglob("*.jpg.part"):
+                unfinished.unlink()
+            yield
     except LockTimeout:
-        raise Busy(f"{folder}: another process is writing into it; wait for it, or name another folder.") from None
+        message = f"{folder}: another process is writing into it; wait for it, or name another folder."
+        raise CannotWrite(message) from None
 
 
-def is_written(file: Path) -> bool:
-    """Whether an image has been written; a power cut may leave an empty file."""
-    return file.is_file() and file.stat().st_size > 0
-
-
-def write_jpeg(image: Image.Image, file: Path) -> None:
-    """Write a JPEG of quality 95 without chroma subsampling, all or nothing."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    write_bytes(buffer.getvalue(), file)
-
-
-def unsafe(member: zipfile.ZipInfo) -> str | None:
+def _why_unread(member: zipfile.ZipInfo) -> str | None:
     """Return why a zip's member must not be unpacked, or None."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
-        return "points outside the folder"
-    if stat.S_ISLNK(member.external_attr >> 16):
-        return "a link"
-    if member.flag_bits & 1:
-        return "encrypted"
-    return f"{member.file_size:,} bytes unpacked: a zip bomb?" if member.file_size > MOST_BYTES else None
+    reasons = {
+        "points outside the folder": path.is_absolute() or ".." in path.parts or ":" in path.parts[0],
+        "a link": stat.S_ISLNK(member.external_attr >> 16),
+        "encrypted": member.flag_bits & 1,
+        f"{member.file_size:,} bytes unpacked: a zip bomb?": member.file_size > MOST_BYTES,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _find(originals: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield each file's name below the originals, with a reason if it is refused unread, in a fixed order."""
-    if originals.is_dir():
-        members = [(path.relative_to(originals).as_posix(), None) for path in originals.rglob("*") if path.is_file()]
+def find_originals(location: str | Path, web: Web | None = None) -> list[Original]:
+    """Return the files of a folder, or of a zip at a path or URL, ordered by name; those of file managers are skipped.
+
+    Raises:
+        Unreachable, Refused, OSError: there is no such folder or zip.
+    """
+    root = Path(location)
+    if root.is_dir():
+        files = [path for path in root.rglob("*") if path.is_file()]
+        found = [Original(path.relative_to(root).as_posix(), path.stat().st_size, path.read_bytes) for path in files]
     else:
-        with zipfile.ZipFile(originals) as archive:
-            members = [(each.filename, unsafe(each)) for each in archive.infolist() if not each.is_dir()]
-    for name, reason in sorted(members):
-        path = PurePosixPath(name)
-        if any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
-            continue  # written by file managers
+        archive = Zip(location, web)
+        found = [
+            Original(each.filename, each.compress_size, partial(archive.read, each), _why_unread(each))
+            for each in archive.members
+        ]
+    originals = []
+    for original in sorted(found, key=lambda each: each.name):
+        path, reason = PurePosixPath(original.name), original.reason
         if path.stem.endswith("_superpixels"):
             reason = reason or "a mask of part 2 of the challenge, not an image"
         elif path.suffix.lower() not in SUFFIXES:
             reason = reason or "not an image by its name"
-        yield name, reason
+        if not any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
+            originals.append(original._replace(reason=reason))
+    return originals
 
 
-def _shrink_one(job: tuple[Path, str, Path, int]) -> str | None:
-    """Shrink one image in a worker process; returns the reason if it was refused."""
-    originals, name, target, short_side = job
-    source: Path | bytes = originals / name
-    if not originals.is_dir():
-        with zipfile.ZipFile(originals) as archive:
-            try:
-                source = archive.read(name)
-            except Exception as error:  # each method of compression has its own errors
-                return f"damaged in the zip ({error or type(error).__name__})"
+def _shrink_one(original: Original, target: Path, short_side: int) -> str | None:
+    """Read, shrink and write one image; returns the reason if it was refused."""
     try:
-        small = shrink(source, short_side)
-    except Refused as refused:
-        return str(refused)
-    write_jpeg(small, target)
+        small = shrink(original.read(), short_side)
+    except (Refused, OSError) as error:
+        return str(error)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    write_bytes(buffer.getvalue(), target)
     return None
 
 
-def shrink_all(
-    originals: str | os.PathLike, out: str | os.PathLike, short_side: int = SHORT_SIDE, workers: int | None = None
-) -> pd.DataFrame:
+def shrink_originals(
+    jobs: Iterable[tuple[Original, Path]], short_side: int, threads: int | None, stop: Callable = lambda: None
+) -> Reasons:
+    """Read, shrink and write the images whose targets do not exist, with a progress bar; returns the refused ones.
+
+    The threads decode at the same time, since Pillow releases Python's lock. If a server or the disk fails, the images
+    that had arrived are kept, and ``stop`` is called so that nothing else is requested.
+    """
+    refused, todo, taken = [], [], {}
+    for original, target in jobs:
+        reason = original.reason
+        if target in taken:
+            reason = reason or f"would overwrite {taken[target]}, which has the same name"
+        if reason is not None:
+            refused.append((original.name, reason))
+            continue
+        taken[target] = original.name
+        if not target.exists():
+            todo.append((original, target))
+    bar = progress(total=sum(original.size for original, _ in todo), unit="B", unit_scale=True)
+    with bar, ThreadPoolExecutor(threads) as pool:
+        futures = {pool.submit(_shrink_one, *job, short_side): job[0] for job in todo}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                original, reason = futures[future], future.result()
+                if reason is not None:
+                    refused.append((original.name, reason))
+                bar.set_postfix_str(f"{number:,} of {len(todo):,} images", refresh=False)
+                bar.update(original.size)
+        except BaseException:
+            stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return refused
+
+
+def write_report(refused: Reasons, out: Path) -> None:
+    """Write ``out/refused.csv``, or remove it if nothing was refused."""
+    (out / "refused.csv").unlink(missing_ok=True)
+    if refused:
+        write_text(pd.DataFrame(sorted(refused), columns=["file", "reason"]).to_csv(index=False), out / "refused.csv")
+
+
+def shrink_all(originals: str | os.PathLike, out: str | os.PathLike, short_side: int = SHORT_SIDE) -> Reasons:
     """Shrink every image of a folder or zip, on all cores; continues where an earlier call stopped.
 
-    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``. Returns the table of
-    refused files, ``file`` and ``reason``, which is in ``out/refused.csv`` too.
+    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``. Returns the refused
+    files, which are in ``out/refused.csv`` too.
 
     Raises:
-        FileNotFoundError, zipfile.BadZipFile: there are no such originals.
-        ValueError: one of the two folders lies in the other.
-        Busy: another process writes into ``out``.
+        Unreachable, OSError: there are no such originals.
+        CannotWrite: another process writes into ``out``, or one of the two folders lies in the other.
     """
     originals, out = Path(originals), Path(out)
-    if not originals.exists():
-        raise FileNotFoundError(f"{originals}: no such folder or zip; name the originals.")
     inner, outer = originals.resolve(), out.resolve()
     if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
-        raise ValueError(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
+        raise CannotWrite(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
+    jobs = [(each, out / PurePosixPath(each.name).with_suffix(".jpg")) for each in find_originals(originals)]
     with writing_into(out):
-        refused, jobs, taken = [], [], {}
-        for name, reason in _find(originals):
-            target = out / PurePosixPath(name).with_suffix(".jpg")
-            if reason is None and target in taken:
-                reason = f"would overwrite {taken[target]}, which has the same name"
-            if reason is not None:
-                refused.append((name, reason))
-                continue
-            taken[target] = name
-            if not is_written(target):
-                jobs.append((originals, name, target, short_side))
-        # This process handles Ctrl-C; the workers end with it.
-        with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-            results = progress(pool.map(_shrink_one, jobs, chunksize=4), total=len(jobs), unit="image")
-            refused += [(job[1], reason) for job, reason in zip(jobs, results) if reason is not None]
-        report = pd.DataFrame(sorted(refused), columns=["file", "reason"])
-        write_text(report.to_csv(index=False), out / "refused.csv")
-    return report
+        refused = shrink_originals(jobs, short_side, os.cpu_count())
+        write_report(refused, out)
+    return refused
+
+
+def run_command(action: Callable[[], str], out: Path, problems: type[Exception] = Unreachable) -> int:
+    """Run what a command does, and return its exit code: 2 if it failed or returns a message, which is printed."""
+    try:
+        message = action()
+        kept = 0
+    except (KeyboardInterrupt, OSError, Unreachable, Refused, CannotWrite, problems) as error:
+        message = str(error)
+        if isinstance(error, KeyboardInterrupt):
+            message = "Interrupted; run the same command to continue."
+        elif isinstance(error, OSError):
+            message = f"{error.filename or out}: {error.strerror or error}; name another place."
+        kept = sum(1 for _ in out.rglob("*.jpg")) if out.is_dir() else 0
+    if message:
+        print(message + (f" What has arrived is kept ({kept:,} images in {out})." if kept else ""), file=sys.stderr)
+    return 2 if message else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -216,31 +245,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m derma.shrink", description="Shrink originals to small JPEGs.")
     parser.add_argument("originals", type=Path, help="a folder or a zip of images")
     parser.add_argument("out", type=Path, help="where the small ones go; existing ones are kept")
-    parser.add_argument(
-        "--short-side", type=whole_number(16, 8192), default=SHORT_SIDE, metavar="PIXELS", help="default: %(default)s"
-    )
+    text = "default: %(default)s"
+    parser.add_argument("--short-side", type=whole_number(16, 8192), default=SHORT_SIDE, metavar="PIXELS", help=text)
     options = parser.parse_args(arguments)
-    originals, out, message = options.originals, options.out, ""
-    try:
-        report = shrink_all(originals, out, options.short_side)
-        count = sum(1 for _ in out.rglob("*.jpg"))
-        print(f"{out}: {count:,} images.")
-        if len(report):
-            print(f"Refused: {len(report):,}, listed in {out / 'refused.csv'}; the first of them:")
-            print(report.head(10).to_string(index=False))
-        if count == 0:
-            message = f"{originals}: no image in there could be read; name a folder or zip of images."
-    except (FileNotFoundError, ValueError, Busy) as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        message = "Interrupted; run the same command to continue."
-    except OSError as error:
-        message = f"{error.filename or out}: {error.strerror}; name another place."
-    except zipfile.BadZipFile as error:
-        message = f"{originals}: neither a folder nor a zip ({error}); name the originals."
-    if message:
-        print(message, file=sys.stderr)
-    return 2 if message else 0
+    return run_command(partial(_run, options.originals, options.out, options.short_side), options.out)
+
+
+def _run(originals: Path, out: Path, short_side: int) -> str:
+    refused = shrink_all(originals, out, short_side)
+    count = sum(1 for _ in out.rglob("*.jpg"))
+    print(f"{out}: {count:,} images; {len(refused):,} files refused.")
+    if refused:
+        print(f"The reasons are in {out / 'refused.csv'}, such as '{': '.join(refused[0])}'.")
+    return "" if count else f"{originals}: no image in there could be read; name a folder or zip of images."
 
 
 if __name__ == "__main__":

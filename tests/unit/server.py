@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 class Server(ThreadingHTTPServer):
     """Serves ``files``: path to bytes, or to a function of the request's URL.
 
-    Attributes:
-        faults: path (a regular expression) to ``(fault, times)``; see :class:`Handler`.
-        requests, sent: requests of each path, and bytes of bodies.
+    ``faults`` maps a path (a regular expression) to an iterator over the faults of the requests to come, None for none;
+    ``requests`` counts the requests of each path.
     """
 
     daemon_threads = True
@@ -21,7 +20,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.faults, self.requests, self.sent = files, {}, Counter(), 0
+        self.files, self.faults, self.requests = files, {}, Counter()
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.lock, self.released = threading.Lock(), threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -33,16 +32,6 @@ class Server(ThreadingHTTPServer):
         self.released.set()
         self.shutdown()
         self.server_close()
-
-    def fault_for(self, path):
-        """Return the fault for a request, and count it."""
-        with self.lock:
-            self.requests[path] += 1
-            for pattern, (fault, times) in self.faults.items():
-                if times > 0 and re.search(pattern, path) and not path.startswith("/elsewhere"):
-                    self.faults[pattern] = fault, times - 1
-                    return fault
-        return None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,14 +47,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
-        parts, server = urlsplit(self.path), self.server  # a client that takes this for a proxy sends the whole URL
-        fault = server.fault_for(parts.path)
-        content = server.files.get(parts.path.removeprefix("/elsewhere"))
-        if fault == "redirect":
-            return self.answer(302, Location=f"{server.address}/elsewhere{parts.path}", Content_Length=0)
+        parts, server = urlsplit(self.path), self.server
+        with server.lock:
+            server.requests[parts.path] += 1
+            faults = [each for pattern, each in server.faults.items() if re.search(pattern, parts.path)]
+            fault = next(faults[0], None) if faults else None
+        content = server.files.get(parts.path)
         if fault == "503":
             return self.answer(503, Retry_After=1, Content_Length=0)
-        if fault in ("500", "404") or content is None:
+        if fault == "500" or content is None:
             return self.answer(int(fault or 404), Content_Length=0)
         content = body = content(parts) if callable(content) else content
         status, headers = 200, {}
@@ -74,10 +64,9 @@ class Handler(BaseHTTPRequestHandler):
             start, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
             body, status = content[start : last + 1], 206
             headers["Content_Range"] = f"bytes {start}-{last}/{len(content)}"
-        if fault == "corrupt" and len(body) > 100:
+        if fault == "corrupt":
             body = body[:80] + bytes(255 - value for value in body[80:100]) + body[100:]
-        wrong = {"longer": 1000, "shorter": -(len(body) // 3)}
-        self.answer(status, Content_Length=len(body) + wrong.get(fault, 0), **headers)
+        self.answer(status, Content_Length=len(body) - (len(body) // 3 if fault == "shorter" else 0), **headers)
         if fault in ("reset", "stall"):
             self.close_connection = True
             self.wfile.write(body[: len(body) // 2])
@@ -86,9 +75,5 @@ class Handler(BaseHTTPRequestHandler):
                 return server.released.wait(20)
             self.connection.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: close() sends RST, not FIN
             return self.connection.close()
-        if fault == "slow":
-            time.sleep(0.02)
-        self.close_connection |= fault == "longer"
+        time.sleep(0.02 if fault == "slow" else 0)
         self.wfile.write(body)
-        with server.lock:
-            server.sent += len(body)

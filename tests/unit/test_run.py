@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from derma.dataset import make_loader
-from derma.run import Run, deserialise, load_state, restore, save_state, seed_everything, serialise
+from derma.run import Run, cosine_with_warmup, deserialise, load_state, restore, save_state, seed_everything, serialise
 
 
 class Images:
@@ -41,7 +41,7 @@ def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, **settings
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     loader = make_loader(Images(), 4, shuffle=True, seed=0)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=epochs * 2)
+    scheduler = cosine_with_warmup(optimizer, warmup=2, steps=epochs * 2)
     run = Run(folder, "fold-0", settings, accelerator, network=network, optimizer=optimizer, scheduler=scheduler,
               images=["a", "b"], resume=resume)  # fmt: skip
     for epoch in run.remaining(epochs):
@@ -148,3 +148,18 @@ def test_moments_are_laid_out_as_their_parameters():
     state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].contiguous()  # as it comes from a file
     restore(optimizer, state)
     assert optimizer.state[layer.weight]["exp_avg"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_rate_rises_then_follows_a_cosine_to_zero():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler, rates = cosine_with_warmup(optimizer, warmup=2, steps=8), []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert (
+        rates[0] == 1
+        and rates[1] == max(rates)
+        and rates[4] == pytest.approx(1)
+        and optimizer.param_groups[0]["lr"] == 0
+    )
