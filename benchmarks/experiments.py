@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "skin_lesion_classification.ipynb"
 TABLE, PAGE, RUNS = ROOT / "docs" / "experiments.csv", ROOT / "docs" / "experiments.md", ROOT / "models" / "experiments"
 COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
-FROZEN = {"frozen": True, "image_size": 192, "batch_size": 256, "epochs": 8}  # each of the eight views is an example
-ONE_VIEW = FROZEN | {"epochs": 30, "tta": False}
+FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an example
+ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
 SMALL = {"image_size": 96, "epochs": 3}
 

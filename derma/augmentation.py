@@ -1,11 +1,8 @@
 """Augmentation in two steps, one warp and one colour matrix: a fifth of the time of a chain of transforms.
 
-A network on a fast machine sees hundreds of images a second, and so must the processes that prepare them. Flips,
-turns, shears and crops are all affine maps, and so is a change of brightness, contrast, saturation or hue: here each
-kind is multiplied into a single matrix first and applied once, by Pillow. It also blurs once and not three times.
-
-Both are callables for ``torchvision.transforms.v2.Compose``, take and give PIL images, and draw from torch's random
-numbers, which a DataLoader seeds in its workers.
+Flips, turns, shears and crops are affine maps; so are changes of brightness, contrast, saturation and hue. Each kind
+is multiplied into one matrix and applied once, by Pillow; it also blurs once instead of three times. Both take and give
+PIL images and draw from torch's random numbers.
 """
 
 from __future__ import annotations
@@ -60,10 +57,8 @@ class RandomWarp:
         """Return another view of a square image."""
         side = image.width
         flip = np.diag([1 - 2 * float(torch.rand(()) < 0.5), 1 - 2 * float(torch.rand(()) < 0.5)])
-        angle, skew = (
-            math.radians(_uniform(-self.degrees, self.degrees)),
-            math.tan(math.radians(_uniform(-self.shear, self.shear))),
-        )
+        angle = math.radians(_uniform(-self.degrees, self.degrees))
+        skew = math.tan(math.radians(_uniform(-self.shear, self.shear)))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         width, height = self._crop(side)
         left, top = _uniform(0, side - width), _uniform(0, side - height)
@@ -82,12 +77,6 @@ class RandomWarp:
             if max(width, height) <= side:
                 return width, height
         return side, side
-
-    def __repr__(self) -> str:
-        return (
-            f"RandomWarp({self.size}, degrees={self.degrees}, shear={self.shear}, scale={self.scale}, "
-            f"ratio={self.ratio})"
-        )
 
 
 class RandomColor:
@@ -109,12 +98,6 @@ class RandomColor:
         """Return an RGB image in other light."""
         factors = [_uniform(1 - each, 1 + each) for each in (self.brightness, self.contrast, self.saturation)]
         return change_color(image, *factors, _uniform(-self.hue, self.hue))
-
-    def __repr__(self) -> str:
-        return (
-            f"RandomColor(brightness={self.brightness}, contrast={self.contrast}, saturation={self.saturation}, "
-            f"hue={self.hue})"
-        )
 
 
 def change_color(image: Image.Image, brightness: float, contrast: float, saturation: float, hue: float) -> Image.Image:

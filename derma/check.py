@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if len(pairs):
         print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
+    if (pairs["kind"] == "suspected").any():
         print(f"Look at the suspected pairs: their details correlate by {LEAST_FINE} to {SURE_FINE} only.")
     return 0
 

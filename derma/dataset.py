@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -162,33 +163,26 @@ class LesionData:
 
     def _check_classes(self, reasons: dict[str, str]) -> None:
         """Refuse a split without readable images of a class."""
-        for split in SPLITS:
-            for target, name in enumerate(CLASSES):
-                folder = self.root / split / name
-                if ((self.images["split"] == split) & (self.images["target"] == target)).any():
-                    continue
-                for path, reason in reasons.items():
-                    if Path(path).parent == folder:
-                        raise DatasetError(
-                            f"{folder}: none of this class's images can be read ({Path(path).name}: {reason}); "
-                            "replace them."
-                        )
+        present = set(zip(self.images["split"], self.images["target"]))
+        for split, (target, name) in product(SPLITS, enumerate(CLASSES)):
+            folder = self.root / split / name
+            if (split, target) not in present:
+                bad = [f"{Path(path).name}: {why}" for path, why in reasons.items() if Path(path).parent == folder]
+                if bad:
+                    raise DatasetError(f"{folder}: none of this class's images can be read ({bad[0]}); replace them.")
                 raise DatasetError(f"{folder}: no images in this class folder; put at least one JPEG there.")
 
     def _check_names(self) -> None:
         """Refuse names that occur twice in a split, and extra images with the name of one that is not trained on."""
-        stems = self.images["path"].map(lambda path: Path(path).stem)
-        for split, names in stems.groupby(self.images["split"]):
-            if split != "extra" and names.duplicated().any():  # predictions and truth are joined on this name
-                raise DatasetError(
-                    f"{self.root / split}: two images are named '{names[names.duplicated()].iloc[0]}'; "
-                    "give each a name of its own."
-                )
-        measured = self.images["split"].isin(SPLITS[1:])
-        owner = dict(zip(stems[measured], self.images["path"][measured]))
-        for path, stem in zip(self.images["path"], stems):
-            if stem in owner and self.images["split"][self.images["path"] == path].eq("extra").any():
-                raise DatasetError(f"{path}: has the name of {owner[stem]}, which must not be trained on; remove it.")
+        seen: dict[tuple[str, str], str] = {}  # predictions and truth are joined on the name
+        for path, split in zip(self.images["path"], self.images["split"]):
+            name = Path(path).stem
+            if split != "extra" and (split, name) in seen:
+                raise DatasetError(f"{self.root / split}: two images are named '{name}'; give each a name of its own.")
+            seen[split, name] = path
+            other = seen.get(("valid", name), seen.get(("test", name)))
+            if split == "extra" and other is not None:
+                raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
 
     @property
     def counts(self) -> pd.DataFrame:

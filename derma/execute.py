@@ -57,7 +57,7 @@ class TalkingClient(NotebookClient):
         shown, now = [_last_state(line) for line in ended], time.monotonic()
         self.unfinished = rest[rest.rstrip("\r").rfind("\r") + 1 :]  # a carriage return replaces the line so far
         if not shown and "\r" in rest and now - self.shown_at >= BAR_SECONDS:
-            shown = [state] if (state := _last_state(rest)) else []
+            shown = [_last_state(rest)]
         self.shown_at = now if shown else self.shown_at
         return "".join(line + "\n" for line in shown)
 
@@ -71,8 +71,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
     """Execute a notebook in its own folder and write ``output``, which may be the same file, all or nothing.
 
     Raises:
-        CellExecutionError, DeadKernelError: a cell failed, or the kernel died. What was executed is in
-            ``*.failed.ipynb``, in the folder of ``output``.
+        CellExecutionError, DeadKernelError: a cell failed, or the kernel died; see ``output``'s ``*.failed.ipynb``.
         OSError: ``notebook`` cannot be read, or ``output`` not be written.
         ValueError, AttributeError: ``notebook`` is not a notebook.
     """
@@ -97,12 +96,11 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         except (CellExecutionError, DeadKernelError):
             nbformat.write(content, output.with_suffix(".failed.ipynb"))
             raise
-    for cell in content.cells:
-        for item in cell.get("outputs", []):
+    for cell in (cell for cell in content.cells if cell.cell_type == "code"):
+        for item in cell.outputs:
             if item.output_type == "stream":  # the blanks with which a finished progress bar erased itself
                 item.text = re.sub(r"[^\n]*\r\Z", "", item.text)
-        if cell.cell_type == "code":
-            cell.outputs = [item for item in cell.outputs if item.get("text") != ""]
+        cell.outputs = [item for item in cell.outputs if item.get("text") != ""]
     write_text(nbformat.writes(content) + "\n", output)
 
 

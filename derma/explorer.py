@@ -20,7 +20,6 @@ from bokeh.models import ColumnDataSource, CustomJS, Div, HoverTool, Select, Tex
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
-from PIL import Image
 
 from derma.dataset import load_square
 from derma.files import write_text
@@ -79,15 +78,12 @@ document.addEventListener("click", event => {
 def write_explorer(
     table: pd.DataFrame, neighbours: np.ndarray, title: str, about: str, file: str | os.PathLike
 ) -> None:
-    """Write the page.
+    """Write the page, all or nothing, with ``about`` below its title.
 
     Args:
         table: a row for each of N images: ``file`` (its path), ``name`` (what to search for), ``x`` and ``y`` (its
             place on the map), ``label`` (its class) and ``split``. Each further column is a number to colour by.
         neighbours: (N, K) positions of each image's nearest, the nearest first.
-        title: of the page.
-        about: a sentence or two below the title.
-        file: the HTML file, replaced in one step.
     """
     numbers = table.drop(columns=["file", "name", "x", "y", "label", "split"])
     ways = {
@@ -102,7 +98,7 @@ def write_explorer(
             **{axis: table[axis].to_numpy(np.float32) for axis in ("x", "y")},
             **{text: table[text].astype(str).tolist() for text in ("name", "label")},
             "about": [", ".join(filter(None, each)) for each in zip(table["label"], table["split"], extra)],
-            "thumbnail": [_data_url(load_square(path, THUMBNAIL)) for path in table["file"]],
+            "thumbnail": list(map(_data_url, table["file"])),
             "near": neighbours.tolist(),
             "marker": [list(MARKERS)[k % len(MARKERS)] for k in pd.factorize(table["label"], sort=True)[0]],
             "class_colour": colours["class"],
@@ -136,10 +132,10 @@ def write_explorer(
     write_text(file_html(layout, INLINE, title, template=PAGE, template_variables={"about": about}), file)
 
 
-def _data_url(image: Image.Image) -> str:
-    """Return an image as a JPEG inside a ``data:`` address, which needs no request."""
+def _data_url(file: str) -> str:
+    """Return a thumbnail as a JPEG inside a ``data:`` address, which needs no request."""
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=70)
+    load_square(file, THUMBNAIL).save(content, "JPEG", quality=70)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 

@@ -274,12 +274,8 @@ class Run:
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """Yield the epochs, from 1, that are not trained yet; after the last one, write the trained network."""
-        final = self.folder / f"{self.name}.safetensors"
-        if self.resume and self._load_finished(final):
-            print(f"{self.name}: trained before, {len(self._rows)} epochs.")
+        if self.resume and self._load():
             return
-        if self.resume:
-            self._load_checkpoint()
         self.accelerator.wait_for_everyone()
         self._writer = None
         if self.accelerator.is_main_process:
@@ -291,8 +287,7 @@ class Run:
         share_buffers(self.network, self.accelerator)
         if self.accelerator.is_main_process:
             self._writer.close()
-            state = {"network": self.network.state_dict(), "digest": self.digest, "settings": self.settings}
-            save_state(state | {"history": self._rows}, final)
+            self._save({"network": self.network.state_dict()}, f"{self.name}.safetensors")
             for file in self._checkpoints():
                 file.unlink()
         self.accelerator.wait_for_everyone()
@@ -309,6 +304,7 @@ class Run:
         for batch in progress(loader, desc=f"epoch {epoch}", unit="batch"):
             self._seen += len(batch[0]) * self.accelerator.num_processes
             yield batch
+            self._trained = time.perf_counter()
 
     def log(self, **values: torch.Tensor) -> None:
         """Note numbers of a batch; their means over the epoch go into the history."""
@@ -332,7 +328,8 @@ class Run:
         for name, value in numbers.items():
             if name in logged and not math.isfinite(value):
                 raise ValueError(f"Epoch {epoch}: {name} is not finite; set the learning rates lower.")
-        rate = {"lr": self.parts["scheduler"].get_last_lr()[0], "images_per_second": self._seen / seconds}
+        speed = self._seen / (self._trained - self._started)
+        rate = {"lr": self.parts["scheduler"].get_last_lr()[0], "images_per_second": speed}
         self._rows.append({"epoch": epoch, **numbers, **rate, "seconds": seconds})
         rng = gather_object([get_rng_state()])  # of every process
         if self.accelerator.is_main_process:
@@ -342,37 +339,36 @@ class Run:
             self._save_checkpoint(epoch, rng)
         print(f"epoch {epoch:3}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()) + f"  {seconds:.0f} s")
 
+    def _save(self, state: dict, name: str) -> Path:
+        about = {"history": self._rows, "digest": self.digest, "settings": self.settings}
+        save_state(state | about, self.folder / name)
+        return self.folder / name
+
     def _save_checkpoint(self, epoch: int, rng: list[dict]) -> None:
-        file = self.folder / f"{self._prefix}-{epoch:05}.safetensors"
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        save_state(state | {"rng": rng, "history": self._rows, "settings": self.settings}, file)
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {"rng": rng}
+        file = self._save(state, f"{self._prefix}-{epoch:05}.safetensors")
         past = [old for old in self._checkpoints() if old <= file]  # later epochs are of a course that was given up
         for old in set(self._checkpoints()) - set(past[:KEPT]):
             old.unlink()
 
-    def _load_finished(self, file: Path) -> bool:
-        """Load the trained network of these very settings, if there is one."""
-        try:
-            state = load_state(file)
-        except ValueError:
-            return False
-        if state["digest"] != self.digest:
-            return False
-        restore(self.network, state["network"])
-        self._rows = state["history"]
-        return True
-
-    def _load_checkpoint(self) -> None:
-        """Load the last checkpoint that is whole, if there is one."""
-        for file in self._checkpoints():
+    def _load(self) -> bool:
+        """Load the trained network of these settings, or the last whole checkpoint; return whether it is trained."""
+        final = self.folder / f"{self.name}.safetensors"
+        for file in [final, *self._checkpoints()] if final.exists() else self._checkpoints():
             try:
                 state = load_state(file)
             except ValueError as error:
                 print(error)
                 continue
-            for name, part in self.parts.items():
-                restore(part, state[name])
-            set_rng_state(state["rng"][self.accelerator.process_index])
+            if state["digest"] != self.digest:  # the trained network of other settings
+                continue
+            for name in self.parts.keys() & state.keys():
+                restore(self.parts[name], state[name])
+            if file != final:
+                set_rng_state(state["rng"][self.accelerator.process_index])
             self._rows = state["history"]
-            print(f"{self.name}: resumed after epoch {len(self._rows)}.")
-            return
+            print(
+                f"{self.name}: {'trained before, epoch' if file == final else 'resumed after epoch'} {len(self._rows)}."
+            )
+            return file == final
+        return False

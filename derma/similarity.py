@@ -30,23 +30,19 @@ class Neighbours:
         return torch.from_numpy(centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12))
 
     def nearest(self, queries: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest vectors of each query, the nearest first; of equal ones, the first.
-
-        Args:
-            queries: (Q, D) vectors, from the data set or new.
-            count: at most N.
+        """Return the nearest vectors of each of (Q, D) queries, the nearest first; of equal ones, the first.
 
         Returns:
-            Positions (Q, count), and cosines (Q, count) from -1 to 1.
+            Positions (Q, count), and cosines (Q, count) from -1 to 1; at most N.
         """
         return _highest(self._normalize(np.atleast_2d(queries)) @ self._unit.T, count)
 
     def nearest_others(self, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Return the nearest of each vector of the data set except itself; as :meth:`nearest`, at most N - 1."""
         found = []
-        for start, unit in enumerate(self._unit.split(1024)):
+        for block, unit in enumerate(self._unit.split(1024)):
             cosines = unit @ self._unit.T
-            cosines.diagonal(start * 1024).fill_(-torch.inf)
+            cosines.diagonal(block * 1024).fill_(-torch.inf)
             found.append(_highest(cosines, min(count, len(self._unit) - 1)))
         return tuple(map(np.concatenate, zip(*found)))
 

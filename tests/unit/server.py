@@ -28,10 +28,10 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request, client_address):
         pass  # clients that hang up are part of the tests
 
-    def stop(self):
+    def server_close(self):
         self.released.set()
         self.shutdown()
-        self.server_close()
+        super().server_close()
 
 
 class Handler(BaseHTTPRequestHandler):

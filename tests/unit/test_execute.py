@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import nbformat
@@ -50,9 +49,6 @@ def test_a_log_says_something_once_a_minute(monkeypatch):
         shown.append(client.for_log(f"\r{now[0]} of 200     ") + client.for_log("\r"))
     assert [text for text in shown if text] == ["55 of 200\n", "110 of 200\n", "165 of 200\n"]
     assert client.for_log("   \rend") == "" and client.for_log("ed\nWindows\r\nlast\n") == "ended\nWindows\nlast\n"
-    start = time.perf_counter()  # a long line in many pieces takes linear time
-    assert not any(client.for_log("x" * 10) for _ in range(300_000))
-    assert len(client.for_log("\n")) == 3_000_001 and time.perf_counter() - start < 5
 
 
 def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(story, tmp_path, capfd):
@@ -62,19 +58,15 @@ def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(story, tmp_path
     expected = [f"{story}: ValueError: no data; add some.", f"What was executed is in {failed}"]
     assert capfd.readouterr().err.splitlines()[-2:] == expected and output.read_text() == "old"
     assert nbformat.read(failed, as_version=4).cells[0].outputs[0].text == "so far\n"
-
-
-def test_what_is_not_a_notebook(story, capfd):
-    for content in (None, b"no", b"[]", b"{}", b"\xff\xfe\x00"):
-        if content is not None:
-            story.write_bytes(content)
-        assert main([str(story), "out.ipynb"]) == 2
-        error = capfd.readouterr().err
-        assert "story.ipynb: " in error and error.count("\n") == 1
-
-
-def test_an_output_that_is_a_folder_and_a_kernel_that_dies(story, tmp_path, capfd):
-    assert run(story, tmp_path, "open('ran', 'w')") == 2
-    assert f"{tmp_path}: is a folder" in capfd.readouterr().err and not (tmp_path / "ran").exists()
     assert run(story, tmp_path / "new" / "out.ipynb", "import os\nos._exit(1)") == 2
     assert "the kernel died" in capfd.readouterr().err
+
+
+def test_what_is_not_a_notebook(story, tmp_path, capfd):
+    for content in (b"", b"no", b"[]", b"{}", b"\xff\xfe\x00"):
+        story.write_bytes(content)
+        assert main([str(story), "out.ipynb"]) == 2
+        assert capfd.readouterr().err == f"{story}: not a notebook; name an .ipynb file.\n"
+    assert main(["missing.ipynb", "out.ipynb"]) == 2 and "missing.ipynb: No such file" in capfd.readouterr().err
+    assert run(story, tmp_path, "open('ran', 'w')") == 2
+    assert f"{tmp_path}: is a folder" in capfd.readouterr().err and not (tmp_path / "ran").exists()

@@ -69,11 +69,7 @@ def test_pointer_click_neighbours_search_colours_and_a_phone(file):
         status.get_by_text(NAMES[7]).first.wait_for()
 
         search = page.get_by_label("Search by file name")
-        for typed, answer in (
-            ("image_20", NAMES[20]),
-            ("o'brien & co", NAMES[23]),
-            ("nobody", "No file has this name."),
-        ):
+        for typed, answer in (("image_20", NAMES[20]), ("brien & co", NAMES[23]), ("no", "No file has this name.")):
             search.fill(typed)
             search.press("Enter")
             status.get_by_text(answer).first.wait_for()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from derma.similarity import Neighbours, shared_class
+from derma.similarity import Neighbours
 
 
 def test_nearest_is_exact():
@@ -21,16 +21,10 @@ def test_nearest_is_exact():
     assert np.array_equal(others[7], index.nearest(vectors[7], 6)[0][0, 1:])
 
 
-def test_few_vectors_and_equal_ones():
+def test_few_equal_and_infinite_vectors():
     same = Neighbours(np.eye(3)[[0, 0, 0, 1]], "abcd")
     assert same.nearest(np.eye(3)[:1], 10)[0].tolist() == [[0, 1, 2, 3]]
     assert same.nearest_others(10)[0].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
     assert Neighbours(np.ones((1, 3)), "a").nearest(np.ones((1, 3)))[1].tolist() == [[0]]  # no direction, no error
-    assert shared_class(np.array([[1, 2], [0, 2], [0, 1], [0, 1]]), [0, 0, 1, 1]).tolist() == [0.5, 0.5, 0, 0]
-
-
-def test_vectors_that_do_not_fit():
-    with pytest.raises(ValueError, match="2 names for vectors of shape"):
-        Neighbours(np.ones((3, 2)), "ab")
     with pytest.raises(ValueError, match=r"b: its vector \(row 1\) is not finite"):
         Neighbours(np.array([[1.0], [np.nan]]), "ab")
