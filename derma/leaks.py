@@ -43,9 +43,8 @@ def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) 
         ordered = pairs["first"].map(split_of).isin(trained)
         train = pairs["first"].where(ordered, pairs["second"])
         other = pairs["second"].where(ordered, pairs["first"])
-        found.append(
-            pd.DataFrame({"train": train, "other": other, "split": other.map(split_of), "fine": pairs["fine"]})
-        )
+        split, fine = other.map(split_of), pairs["fine"]
+        found.append(pd.DataFrame({"train": train, "other": other, "split": split, "fine": fine}))
         if pairs.empty:
             return pd.concat(found, ignore_index=True)
         # Each image is compared with its nearest few only: what many copies hid is found among the others.

@@ -118,7 +118,7 @@ def test_five_folds_learn_predict_each_image_once_and_leave_a_run(run, drawn, fr
     assert len(joined) == 11 and f"Category 3 Score: {score(joined)[2]:.3f}" in text
     metrics = json.loads((root / "run" / "metrics.json").read_text())
     assert metrics["areas"]["3"]["value"] == score(joined)[2] and metrics["settings"]["folds"] == 5
-    assert len(list((root / "run").glob("features-*"))) == (2 if frozen == "true" else 0)
+    assert len(list(root.glob("features/*"))) == (2 if frozen == "true" else 0)
     assert len(list((root / "run").glob("fold-?.safetensors"))) == 5
     assert "To score it: python get_results.py run/results.csv" in text and not (root / "results.csv").exists()
 
@@ -126,7 +126,7 @@ def test_five_folds_learn_predict_each_image_once_and_leave_a_run(run, drawn, fr
 def test_held_out_never_reads_the_labels_of_the_test_split(run, data_folder):
     held_out, _, _ = run("held_out", data=data_folder, evaluate="held_out", frozen="true")
     written = {name: (held_out / "run" / name).read_bytes() for name in ("results.csv", "metrics.json")}
-    assert b"/test/" not in written["results.csv"] and len(list((held_out / "run").glob("features-*"))) == 1
+    assert b"/test/" not in written["results.csv"] and len(list(held_out.glob("features/*"))) == 1
     (data_folder / "test" / "nevus").rename(data_folder / "test" / "swapped")
     (data_folder / "test" / "melanoma").rename(data_folder / "test" / "nevus")
     (data_folder / "test" / "swapped").rename(data_folder / "test" / "melanoma")

@@ -25,7 +25,7 @@ class Server(ThreadingHTTPServer):
         self.lock, self.released = threading.Lock(), threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, *_):
         pass  # clients that hang up are part of the tests
 
     def server_close(self):
@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self, status, **headers):
-        self.send_response(status)
+        self.send_response(int(status))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
@@ -53,12 +53,11 @@ class Handler(BaseHTTPRequestHandler):
             faults = [each for pattern, each in server.faults.items() if re.search(pattern, parts.path)]
             fault = next(faults[0], None) if faults else None
         content = server.files.get(parts.path)
-        if fault == "503":
-            return self.answer(503, Retry_After=1, Content_Length=0)
-        if fault == "500" or content is None:
-            return self.answer(int(fault or 404), Content_Length=0)
+        if content is None or fault in ("500", "503"):
+            return self.answer(fault or 404, Retry_After=1, Content_Length=0)
         content = body = content(parts) if callable(content) else content
         status, headers = 200, {}
+        time.sleep(0.02 if fault == "slow" else 0)
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span and fault != "no ranges":
             start, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
@@ -69,11 +68,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, Content_Length=len(body) - (len(body) // 3 if fault == "shorter" else 0), **headers)
         if fault in ("reset", "stall"):
             self.close_connection = True
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
-            if fault == "stall":
-                return server.released.wait(20)
-            self.connection.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SO_LINGER 0: close() sends RST, not FIN
-            return self.connection.close()
-        time.sleep(0.02 if fault == "slow" else 0)
+            body = body[: len(body) // 2]
         self.wfile.write(body)
+        self.wfile.flush()
+        if fault == "stall":
+            server.released.wait(20)

@@ -9,33 +9,30 @@ from derma.duplicates import SURE_FINE, copies, find_duplicates, orient, thumbna
 from derma.sample import draw_image
 
 
-def crop(image: Image.Image) -> Image.Image:
-    return image.crop((5, 6, image.width - 8, image.height - 4)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-
-
-def recolour(image: Image.Image) -> Image.Image:
-    return Image.fromarray(np.clip(np.asarray(image, float) * (0.9, 1.05, 1.2) + 8, 0, 255).astype(np.uint8))
-
-
-TURNS = [partial(Image.Image.transpose, method=method) for method in Image.Transpose]
-CHANGES = [None, Image.Image.copy, partial(Image.Image.resize, size=(180, 135)), crop, recolour, *TURNS]
+CHANGES = [
+    None,
+    lambda image: image.resize((180, 135)),
+    lambda image: image.crop((5, 6, image.width - 8, image.height - 4)).transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    lambda image: Image.fromarray(np.clip(np.array(image) * (0.9, 1.05, 1.2) + 8, 0, 255).astype(np.uint8)),
+    *(partial(Image.Image.transpose, method=method) for method in Image.Transpose),
+]
 
 
 def test_planted_duplicates_are_found_and_no_others(tmp_path):
     planted = {(str(tmp_path / "plain0.png"), str(tmp_path / f"plain{number}.png")) for number in (1, 2)}
     for number in range(3):
         Image.new("RGB", (64, 64), (90, 60, 40)).save(tmp_path / f"plain{number}.png")
-    for number in range(48):
+    for number in range(44):
         first, second = tmp_path / f"{number:02}.jpg", tmp_path / f"{number:02}x.jpg"
         draw_image(CLASSES[number % 3], np.random.default_rng((7, number)), (256, 192)).save(first, quality=90)
-        if change := CHANGES[number % 12]:
+        if change := CHANGES[number % 11]:
             change(Image.open(first)).save(second, quality=60)
         else:
             shutil.copy(first, second)
         planted.add((str(first), str(second)))
     found = find_duplicates(sorted(tmp_path.iterdir()))
     assert set(zip(found["first"], found["second"])) == planted and len(found) == len(planted)
-    assert (found["kind"] == "same bytes").sum() == 6
+    assert (found["kind"] == "same bytes").sum() == 2 + 4
     assert ((found["kind"] == "suspected") == (found["fine"] < SURE_FINE)).all()
     for pair in found[found["kind"] != "same bytes"].itertuples():
         turned = orient(thumbnail(pair.second), pair.orientation)

@@ -2,13 +2,12 @@
 
 import functools
 import io
-import itertools
 import json
 import multiprocessing
 import shutil
 import time
 import zipfile
-from itertools import repeat
+from itertools import chain, count, repeat
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -48,10 +47,10 @@ def make_zip(members):
 @functools.cache
 def served():
     """What both sources serve: the challenge's zips and ground truths, and the mirror's zips."""
-    files, numbers = {}, itertools.count(1)
+    files, numbers = {}, count(1)
     for split, part in zip(SPLITS, ("Training", "Validation", "Test_v2")):
         rows, challenge, mirror = ["image_id,melanoma,seborrheic_keratosis"], [(f"{part}/", b"")], [(".DS_Store", b"")]
-        for label, _ in itertools.chain.from_iterable(map(repeat, zip(CLASSES, COUNTS[split]), COUNTS[split])):
+        for label in np.repeat(CLASSES, COUNTS[split]):
             name = f"ISIC_{next(numbers):07}"
             content = draw(label, name)
             challenge += [(f"{part}/{name}.jpg", content), (f"{part}/{name}_superpixels.png", b"mask")]
@@ -148,7 +147,7 @@ def test_passing_faults_leave_no_trace(server, tmp_path, faultless):
 
 @pytest.mark.parametrize(("fault", "says"), [("500", "tries: 3"), ("stall", "timed out"), ("no ranges", "ranges")])
 def test_lasting_faults_keep_what_arrived(server, fails, tmp_path, faultless, fault, says):
-    server.faults["zip$"], out = itertools.chain(repeat(None, PLANNING + 5), repeat(fault)), tmp_path / "out"
+    server.faults["zip$"], out = chain(repeat(None, PLANNING + 5), repeat(fault)), tmp_path / "out"
     sentence = fails(out, "--connections", "1")
     assert says in sentence and server.address in sentence
     assert f"What has arrived is kept (5 images in {out})." in sentence
@@ -192,34 +191,27 @@ def test_wrong_addresses_and_folders(fails, tmp_path):
 
 
 NEW = {f"ISIC_1{number}{each:05}" for number in range(3) for each in range(4)}
-DIAGNOSES = {
-    "melanoma": {"diagnosis_2": "Malignant melanocytic proliferations (Melanoma)", "diagnosis_3": "Melanoma Invasive"},
-    "nevus": {"diagnosis_3": "Nevus"},
-    "seborrheic_keratosis": {"diagnosis_3": "Seborrheic keratosis"},
-}
 
 
 @pytest.fixture
 def extra(server, faultless, tmp_path, monkeypatch):
-    """The ISIC Archive's search, in pages: four new images of each class, and four that must never be trained on.
-
-    Returns the options for these.
-    """
+    """Serve a search of four new images of each class, and of four that must never be trained on; the options for it."""
     records = []
 
     def add(name, label, content, licence="CC-BY"):
-        server.files[f"/full/{name}.jpg"] = content
         full = {"url": f"{server.address}/full/{name}.jpg", "size": len(content)}
         record = {"isic_id": name, "copyright_license": licence, "files": {"full": full}}
-        records.append(record | {"metadata": {"clinical": DIAGNOSES[label]}})
+        records.append(record | {"metadata": {"clinical": {"diagnosis_1": label, "diagnosis_3": "in situ"}}})
+        server.files[f"/full/{name}.jpg"] = content
 
     def search(parts):
         query = parse_qs(parts.query)
-        text, start = query["query"][0], int(query.get("cursor", ["0"])[0])
-        found = [each for each in records if any(value in text for value in each["metadata"]["clinical"].values())]
-        following = f"{server.address}{API}?{parts.query.split('&cursor')[0]}&cursor={start + 3}"
-        page = {"results": found[start : start + 3], "next": following if start + 3 < len(found) else None}
-        return json.dumps(page).encode()
+        label = next(label for label in CLASSES if fetch.QUERIES[label] in query["query"][0])
+        start, found = int(query.get("start", "0")[0]), [each for each in records if label in str(each)]
+        following = f"{server.address}{API}?{parts.query}&start={start + 3}".replace(f"&start={start}&", "&")
+        return json.dumps(
+            {"results": found[start : start + 3], "next": following if found[start + 3 :] else None}
+        ).encode()
 
     server.files[API] = search
     pd.DataFrame({"id": sorted(Path(name).stem for name in images(faultless))}).to_csv(tmp_path / "o.csv", index=False)
@@ -249,7 +241,7 @@ def test_extra_brings_new_images_with_licences_and_no_official_ones(server, fail
         assert {Path(name).stem for name in images(out)} == NEW
         metadata, report = pd.read_csv(out / "metadata.csv").set_index("isic_id"), pd.read_csv(out / "refused.csv")
         assert set(metadata.index) == NEW and set(metadata["licence"]) == {"CC-BY"}
-        assert metadata.loc["ISIC_1000000", "diagnosis"].endswith("(Melanoma): Melanoma Invasive")
+        assert metadata.loc["ISIC_1000000", "diagnosis"] == "melanoma: in situ"
         assert set(report["file"]) == {"ISIC_2000000", "ISIC_2000001"}
         assert report["reason"].str.match(r"shows the photograph of ISIC_\d+ \(test\)").all()
 

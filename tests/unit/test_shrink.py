@@ -11,10 +11,7 @@ from derma.sample import draw_image
 from derma.shrink import main, shrink
 
 
-@pytest.fixture(scope="module")
-def large():
-    """A drawn photograph that is three times too large."""
-    return draw_image("nevus", np.random.default_rng(3), (1152, 768))
+LARGE = draw_image("nevus", np.random.default_rng(3), (1152, 768))
 
 
 def encoded(image, form="JPEG", **options) -> bytes:
