@@ -8,7 +8,6 @@ from derma.dataset import CLASSES
 from derma.duplicates import SURE_FINE, copies, find_duplicates, orient, thumbnail
 from derma.sample import draw_image
 
-
 CHANGES = [
     None,
     lambda image: image.resize((180, 135)),
