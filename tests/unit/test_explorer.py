@@ -44,22 +44,19 @@ def test_pointer_click_neighbours_search_colours_and_a_phone(file):
         page.set_default_timeout(10_000)
         requests, errors = [], []
         page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else 0)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"file://{file}")
         page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.index && Bokeh.documents[0].is_idle")
         status, neighbours = page.get_by_role("status"), page.locator("#neighbours").get_by_role("button")
 
         x, y = page.evaluate(WHERE, 8)
-        page.mouse.move(x - 3, y)
-        page.mouse.move(x, y)
+        page.mouse.move(x, y, steps=2)
         page.get_by_text(NAMES[8]).first.wait_for(state="visible")
         page.mouse.click(x, y)
         neighbours.first.wait_for()
         assert page.locator("img[src^='data:image/jpeg']").first.evaluate("image => image.naturalWidth") == 72
         assert neighbours.count() == 10 and neighbours.first.get_attribute("title") == NAMES[7]
-        neighbours.first.focus()
-        page.keyboard.press("Enter")  # no mouse needed
+        neighbours.first.press("Enter")  # no mouse needed
         status.get_by_text(NAMES[7]).first.wait_for()
 
         search = page.get_by_label("Search by file name")

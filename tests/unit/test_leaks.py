@@ -16,13 +16,11 @@ def test_all_training_copies_of_a_test_image_are_leaks(data_folder, tmp_path):
     leaks = training_leaks(images, ("train", "valid"))
     assert {Path(path).stem for path in leaks["train"]} == {f"copy{number:02}" for number in range(21)}
     assert set(leaks["split"]) == {"test"} and (leaks["fine"] > 0.55).all()
-    leaks = training_leaks(images)
-    assert len(set(leaks["train"])) == 14 and set(leaks["split"]) <= {"valid", "test"}
+    assert len(set(training_leaks(images)["train"])) == 14
 
 
 def test_images_of_one_photograph_get_one_number(data_folder):
-    files = sorted((data_folder / "train" / "nevus").iterdir())[:4]
-    twin = files[1].with_name("twin.jpg")
-    Image.open(files[1]).transpose(Image.Transpose.ROTATE_180).save(twin, quality=90)
-    numbers = photographs([str(file) for file in (*files, twin)])
+    files = sorted(map(str, (data_folder / "train" / "nevus").iterdir()))[:4]
+    Image.open(files[1]).transpose(Image.Transpose.ROTATE_180).save(data_folder / "twin.jpg", quality=90)
+    numbers = photographs([*files, str(data_folder / "twin.jpg")])
     assert numbers[4] == numbers[1] and len(set(numbers)) == 4

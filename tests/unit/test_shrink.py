@@ -1,5 +1,4 @@
 import io
-import stat
 import zipfile
 
 import numpy as np
@@ -9,7 +8,6 @@ from PIL import Image, ImageCms
 
 from derma.sample import draw_image
 from derma.shrink import main, shrink
-
 
 LARGE = draw_image("nevus", np.random.default_rng(3), (1152, 768))
 
@@ -22,21 +20,21 @@ def encoded(image, form="JPEG", **options) -> bytes:
 
 def difference(first, second) -> float:
     assert first.size == second.size and first.mode == second.mode == "RGB"
-    return float(np.abs(np.asarray(first, float) - np.asarray(second, float)).mean())
+    return np.abs(np.asarray(first, float) - np.asarray(second, float)).mean()
 
 
-def test_sizes_and_orientation(large):
-    whole, exif = encoded(large, quality=95), Image.Exif()
-    assert difference(shrink(whole), large.resize((384, 256), Image.Resampling.LANCZOS)) < 1.5
+def test_sizes_and_orientation():
+    whole, exif = encoded(LARGE, quality=95), Image.Exif()
+    assert difference(shrink(whole), LARGE.resize((384, 256), Image.Resampling.LANCZOS)) < 1.5
     assert shrink(encoded(Image.new("RGB", (300, 200)))).size == (300, 200)  # a small image keeps its size
     exif[0x0112] = 6  # the camera was turned
-    turned = shrink(encoded(large, quality=95, exif=exif))
+    turned = shrink(encoded(LARGE, quality=95, exif=exif))
     assert difference(turned, shrink(whole).transpose(Image.Transpose.ROTATE_270)) < 1.5
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
-def test_modes(large, mode):
-    expected = large.resize((384, 256)).convert("L" if mode == "I;16" else mode)
+def test_modes(mode):
+    expected = LARGE.resize((384, 256)).convert("L" if mode == "I;16" else mode)
     image = Image.fromarray(np.asarray(expected, np.uint16) * 257) if mode == "I;16" else expected
     assert difference(shrink(encoded(image, "PNG")), expected.convert("RGB")) < 3
 
@@ -54,9 +52,10 @@ def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_folder_or_zip_whose_members_point_elsewhere(large, tmp_path, capsys, zipped):
-    whole, originals, out = encoded(large, quality=95), tmp_path / "originals", tmp_path / "deep" / "out"
-    bad = {  # and why they are refused
+def test_a_folder_or_zip_whose_members_point_elsewhere(tmp_path, capsys, zipped):
+    whole, originals, out = encoded(LARGE, quality=95), tmp_path / "originals", tmp_path / "deep" / "out"
+    files = {name: (whole, None) for name in ("train/nevus/a.jpg", "train/nevus/b.JPEG", "test/c.jpg")}
+    files |= {  # and why they are refused
         "test/truncated.jpg": (whole[: len(whole) // 2], "truncated"),
         "test/html.jpg": (b"<html>404</html>", "not an image"),
         "test/bomb.ppm": (b"P6 20000 20000 255 ", "bomb"),
@@ -64,46 +63,33 @@ def test_a_folder_or_zip_whose_members_point_elsewhere(large, tmp_path, capsys, 
         "test/ISIC_1_superpixels.png": (b"mask", "mask"),
         "train/nevus/a.png": (whole, "a.jpg, which has the same name"),
     }
-    good = {name: (whole, "") for name in ("train/nevus/a.jpg", "train/nevus/b.JPEG", "test/c.jpg")}
     if zipped:
-        outside = dict.fromkeys(("../escape.jpg", "/absolute.jpg", "C:\\windows.jpg"), (whole, "outside"))
+        files |= dict.fromkeys(("../escape.jpg", "/absolute.jpg", "C:\\windows.jpg"), (whole, "outside"))
         with zipfile.ZipFile(originals, "w") as archive:
-            for name, (content, _) in (good | bad | outside).items():
+            for name, (content, _) in files.items():
                 archive.writestr(name, content)
-            link = zipfile.ZipInfo("link.jpg")
-            link.external_attr = (stat.S_IFLNK | 0o777) << 16
-            archive.writestr(link, "/etc/passwd")
-        bad |= outside | {"link.jpg": (b"", "a link")}
     else:
-        for name, (content, _) in (good | bad | {".DS_Store": (b"x", "")}).items():
+        for name, (content, _) in files.items():
             (originals / name).parent.mkdir(parents=True, exist_ok=True)
             (originals / name).write_bytes(content)
-    assert main([str(originals), str(out)]) == 0
-    assert "3 images" in capsys.readouterr().out
-    images = {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.jpg")}
-    assert set(images) == {"test/c.jpg", "train/nevus/a.jpg", "train/nevus/b.jpg"}
-    with Image.open(out / "test/c.jpg") as small:
-        assert small.size == (384, 256) and small.layer[0][1:3] == (1, 1)  # no chroma subsampling
-    report = pd.read_csv(out / "refused.csv").set_index("file")["reason"]
-    assert set(report.index) == set(bad)
-    assert all(reason in report[name] for name, (_, reason) in bad.items())
+    for _ in range(2):  # the second time it continues where it stopped
+        assert main([str(originals), str(out)]) == 0
+        assert "3 images" in capsys.readouterr().out
+        names = {path.relative_to(out).as_posix() for path in out.rglob("*.jpg")}
+        assert names == {"test/c.jpg", "train/nevus/a.jpg", "train/nevus/b.jpg"}
+        report = pd.read_csv(out / "refused.csv").set_index("file")["reason"]
+        assert set(report.index) == {name for name, (_, reason) in files.items() if reason}
+        assert all(files[name][1] in reason for name, reason in report.items())
+        with Image.open(out / "test/c.jpg") as small:
+            assert small.size == (384, 256) and small.layer[0][1:3] == (1, 1)  # no chroma subsampling
+        (out / "test/c.jpg").unlink()
     assert not list(tmp_path.rglob("escape.jpg"))
-    (out / "test/c.jpg").unlink()  # it continues where it stopped
-    assert main([str(originals), str(out)]) == 0
-    assert images.items() - {
-        path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.jpg")
-    }.items() == {("test/c.jpg", images["test/c.jpg"])}
 
 
 def test_wrong_originals_and_places(tmp_path, capsys):
     (tmp_path / "torn.zip").write_bytes(b"PK\3\4")
     (tmp_path / "empty").mkdir()
-    for name, out, says in (
-        ("nowhere", "out", "No such file"),
-        ("torn.zip", "out", "not a zip"),
-        ("empty", "out", "no image"),
-        ("empty", "empty/small", "one inside the other"),
-        ("empty", ".", "one inside the other"),
-    ):
-        assert main([str(tmp_path / name), str(tmp_path / out)]) == 2
-        assert says in capsys.readouterr().err
+    says = {"nowhere": "No such file", "torn.zip": "not a zip", "empty": "no image", ".": "one inside the other"}
+    for name, message in says.items():
+        assert main([str(tmp_path / name), str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
