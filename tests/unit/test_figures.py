@@ -1,12 +1,9 @@
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 
 from derma import figures
 from derma.scoring import report
-
-matplotlib.use("agg")
 
 
 def test_roc_marks_the_operating_points_and_reliability_every_bin(tmp_path):
@@ -23,8 +20,7 @@ def test_roc_marks_the_operating_points_and_reliability_every_bin(tmp_path):
 
 def test_confusion_matrix_is_labelled_the_right_way_round(tmp_path):
     for name in ("a.png", "b.png"):
-        figure = figures.confusion(np.array([[8, 2], [0, 0]]), ["benign", "malignant"], "At 0.143", tmp_path / name)
-    ax = figure.axes[0]
+        ax = figures.confusion(np.array([[8, 2], [0, 0]]), ["benign", "malignant"], "", tmp_path / name).axes[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["benign", "malignant"]
     texts = {text.get_position(): text.get_text() for text in ax.texts}  # (1, 0): benign, predicted malignant
     assert (texts[1, 0], texts[0, 1]) == ("20.0%\n2 of 10", "0.0%\n0 of 0")
