@@ -191,9 +191,11 @@ def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
 
 
 def _print_sizes(jobs: Jobs, out: Path) -> None:
-    rows = [(str(path.parent.relative_to(out)), 1, path.exists(), original.size / 1e6) for original, path in jobs]
+    rows = []
+    for original, path in jobs:
+        folder = path.parent.relative_to(out).as_posix().removeprefix(".incoming/")
+        rows.append((folder, 1, path.exists(), 0 if path.exists() else original.size / 1e6))
     table = pd.DataFrame(rows, columns=["folder", "images", "fetched", "MB to fetch"])
-    table["MB to fetch"] *= ~table["fetched"]
     table = table.groupby("folder").sum()
     table.loc["all"] = table.sum()
     print(table.astype({"images": int, "fetched": int}).round(1).to_string())

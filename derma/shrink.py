@@ -1,7 +1,6 @@
 """Shrink originals to what a network sees: from a folder or a zip of large images to small JPEGs.
 
-    python -m derma.shrink ORIGINALS OUT                # a folder or a zip; keeps the folders inside it
-    python -m derma.shrink ORIGINALS OUT --short-side 512
+    python -m derma.shrink ORIGINALS OUT    # a folder or a zip; keeps the folders inside it
 
 A 12-megapixel JPEG takes a quarter of a second to decode, and a network sees 224 pixels of it. So each image is decoded
 once, at 1/2, 1/4 or 1/8 of its size where that is enough (Pillow's ``draft`` mode: the JPEG's own downscaling). It is
@@ -35,7 +34,6 @@ from derma.web import Refused, Unreachable, Web, Zip
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
 SHORT_SIDE = 256
-QUALITY = 95
 Reasons = list[tuple[str, str]]  # names of images that could not be had, each with the reason
 
 
@@ -154,7 +152,7 @@ def _shrink_one(original: Original, target: Path, short_side: int) -> str | None
     except (Refused, OSError) as error:
         return str(error)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    small.save(buffer, "JPEG", quality=95, subsampling=0)
     write_bytes(buffer.getvalue(), target)
     return None
 

@@ -1,77 +1,65 @@
 """derma.fetch and derma.web against a server on loopback that fails in every way there is."""
 
-import functools
 import io
 import json
 import multiprocessing
 import shutil
 import time
 import zipfile
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from urllib.parse import parse_qs
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from derma import fetch, web
 from derma.dataset import CLASSES, SPLITS, LesionData
-from derma.sample import draw_image
+from derma.sample import draw_sample
 from derma.shrink import writing_into
 from tests.unit.server import Server
 
-COUNTS = {"train": (2, 4, 2), "valid": (1, 2, 1), "test": (1, 3, 1)}
-ALL = sum(map(sum, COUNTS.values()))
+ALL = 42  # images in ``drawn``
 PLANNING = 4 * len(SPLITS)  # requests of zips before the first image: size, end, zip64's end, directory
 TRAINING, TRUTH = "/ISIC-2017_Training_Data.zip", "/ISIC-2017_Training_Part3_GroundTruth.csv"
 API = "/api/images/search/"
 
 
-@functools.cache
-def draw(label, name):
-    file = io.BytesIO()
-    draw_image(label, np.random.default_rng(list(name.encode())), (280, 260)).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
 def make_zip(members):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
+        for name, content in members.items():
             archive.writestr(name, content)
     return file.getvalue()
 
 
-@functools.cache
-def served():
+@pytest.fixture(scope="module")
+def files(drawn):
     """What both sources serve: the challenge's zips and ground truths, and the mirror's zips."""
-    files, numbers = {}, count(1)
+    served = {}
     for split, part in zip(SPLITS, ("Training", "Validation", "Test_v2")):
-        rows, challenge, mirror = ["image_id,melanoma,seborrheic_keratosis"], [(f"{part}/", b"")], [(".DS_Store", b"")]
-        for label in np.repeat(CLASSES, COUNTS[split]):
-            name = f"ISIC_{next(numbers):07}"
-            content = draw(label, name)
-            challenge += [(f"{part}/{name}.jpg", content), (f"{part}/{name}_superpixels.png", b"mask")]
-            mirror.append((f"{split}/{label}/{name}.jpg", content))
-            rows.append(f"{name},{float(label == CLASSES[0])},{float(label == CLASSES[2])}")
-        files[f"/ISIC-2017_{part}_Data.zip"] = make_zip(challenge)
-        files[f"/ISIC-2017_{part}_Part3_GroundTruth.csv"] = "\n".join(rows).encode()
-        files[f"/{split}.zip"] = make_zip(mirror)
-    return files
+        table, challenge, mirror = "image_id,melanoma,seborrheic_keratosis", {f"{part}/": b""}, {".DS_Store": b""}
+        for path in sorted((drawn / split).rglob("*.jpg")):
+            table += f"\n{path.stem},{path.parent.name == CLASSES[0]:.1f},{path.parent.name == CLASSES[2]:.1f}"
+            challenge |= {f"{part}/{path.name}": path.read_bytes(), f"{part}/{path.stem}_superpixels.png": b"mask"}
+            mirror[path.relative_to(drawn).as_posix()] = path.read_bytes()
+        served[f"/ISIC-2017_{part}_Part3_GroundTruth.csv"] = table.encode()
+        served |= {f"/ISIC-2017_{part}_Data.zip": make_zip(challenge), f"/{split}.zip": make_zip(mirror)}
+    return served
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(files, monkeypatch):
     monkeypatch.setattr(web, "LONGEST_PAUSE", 0.02)  # seconds
     monkeypatch.setattr(fetch, "Web", lambda connections, timeout, retries: web.Web(connections, timeout / 4, retries))
-    with Server(dict(served())) as server:
+    with Server(dict(files)) as server:
         yield server
 
 
 def run(server, out, *options):
-    return fetch.main([str(out), "--address", server.address, "--timeout", "1", "--retries", "2", *options])
+    always = f"--address {server.address} --timeout 1 --retries 2 --short-side 40"
+    return fetch.main([str(out), *always.split(), *options])
 
 
 def fails(capsys, server, out, *options):
@@ -87,22 +75,20 @@ def images(folder):
 
 
 @pytest.fixture(scope="module")
-def faultless(tmp_path_factory):
+def faultless(files, tmp_path_factory):
     """The folder that a run without faults makes."""
     out = tmp_path_factory.mktemp("faultless") / "isic2017"
-    with Server(dict(served())) as server:
+    with Server(dict(files)) as server:
         assert run(server, out) == 0
     return out
 
 
-def test_all_sources_give_the_same_folder(server, tmp_path, faultless):
-    data = LesionData(faultless)
-    assert {split: tuple(data.counts.loc[split, list(CLASSES)]) for split in SPLITS} == COUNTS
-    assert {Image.open(path).size for path in data.images["path"]} == {(276, 256)}
-    assert (faultless / TRUTH[1:]).read_bytes() == served()[TRUTH]
-    assert "CC0" in (faultless / "LICENSE.txt").read_text()
-    assert "1710.05006" in (faultless / "ATTRIBUTION.txt").read_text()
-    for name, content in served().items():
+def test_all_sources_give_the_same_folder(server, files, tmp_path, drawn, faultless):
+    assert LesionData(faultless).counts.equals(LesionData(drawn).counts)
+    assert {Image.open(path).size for path in faultless.rglob("*.jpg")} == {(53, 40)}
+    assert (faultless / TRUTH[1:]).read_bytes() == files[TRUTH]
+    assert (faultless / "LICENSE.txt").exists() and "1710.05006" in (faultless / "ATTRIBUTION.txt").read_text()
+    for name, content in files.items():
         (tmp_path / name[1:]).write_bytes(content)
     assert run(server, tmp_path / "mirror", "--source", "udacity") == 0
     assert run(server, tmp_path / "local", "--address", str(tmp_path)) == 0
@@ -111,7 +97,7 @@ def test_all_sources_give_the_same_folder(server, tmp_path, faultless):
 
 def test_killed_and_continued(server, tmp_path, faultless, capsys):
     """SIGKILL: nothing can be tidied up, and nothing may be lost, half written or fetched twice."""
-    server.faults["zip$"], out = repeat("slow"), tmp_path / "out"
+    server.faults["zip$"], out = repeat("slow", 30), tmp_path / "out"
     process = multiprocessing.get_context("fork").Process(target=run, args=(server, out, "--connections", "1"))
     process.start()
     while len(images(out)) < 3:
@@ -142,90 +128,72 @@ def test_passing_faults_leave_no_trace(server, tmp_path, faultless):
 def test_lasting_faults_keep_what_arrived(server, capsys, tmp_path, faultless, fault, says):
     server.faults["zip$"], out = chain(repeat(None, PLANNING + 5), repeat(fault)), tmp_path / "out"
     sentence = fails(capsys, server, out, "--connections", "1")
-    assert says in sentence and server.address in sentence
-    assert f"What has arrived is kept (5 images in {out})." in sentence
+    assert says in sentence and f"What has arrived is kept (5 images in {out})." in sentence
     assert len(images(out)) == 5 and images(out).items() <= images(faultless).items()
 
 
-def test_lasting_corruption_names_the_image_and_brings_the_others(server, capsys, tmp_path):
-    content, out = served()[TRAINING], tmp_path / "out"
-    server.files[TRAINING] = content[:2000] + bytes(50) + content[2050:]
-    assert "missing ISIC-2017_Training_Data.zip/Training/ISIC_0000001.jpg (damaged in the zip" in fails(
-        capsys, server, out
-    )
-    assert len(pd.read_csv(out / "refused.csv")) == 1 and len(images(out)) == ALL - 1
-    server.files[TRAINING] = content  # repaired
-    assert run(server, out) == 0
-    assert len(images(out)) == ALL and not (out / "refused.csv").exists()
+def test_lasting_corruption_names_the_image_and_brings_the_others(server, files, capsys, tmp_path):
+    server.files[TRAINING], out = files[TRAINING][:900] + bytes(50) + files[TRAINING][950:], tmp_path / "out"
+    assert "missing ISIC-2017_Training_Data.zip/Training/DRAWN_0" in fails(capsys, server, out)
+    assert "damaged in the zip" in pd.read_csv(out / "refused.csv")["reason"].item() and len(images(out)) == ALL - 1
+    server.files = files  # repaired
+    assert run(server, out) == 0 and len(images(out)) == ALL and not (out / "refused.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("path", "content", "says"),
-    [
+def test_wrong_files_addresses_and_folders(server, files, capsys, tmp_path):
+    out = tmp_path / "out"
+    for path, content, says in (
         (TRUTH, b"<html>404</html>", "GroundTruth.csv: not a ground truth"),
-        (TRUTH, b"image_id,melanoma,seborrheic_keratosis\nISIC_0000001,0,0\nISIC_9,0,0", "ISIC_9.jpg (not in the zip)"),
-        (TRUTH, None, "404 Not Found"),
         (TRAINING, b"<html>sign in</html>", "not a zip"),
-        (TRAINING, make_zip([]), "holds none of the images"),
-    ],
-)
-def test_wrong_files(server, capsys, tmp_path, path, content, says):
-    server.files[path] = content
-    assert says in fails(capsys, server, tmp_path / "out")
-
-
-def test_wrong_addresses_and_folders(server, capsys, tmp_path):
-    out, file = tmp_path / "out", tmp_path / "file"
+        (TRAINING, make_zip({}), "holds none of the images"),
+    ):
+        server.files = files | {path: content}
+        assert says in fails(capsys, server, out)
     for address, says in (("nowhere", "No such file"), ("http://127.0.0.1:9", "refused"), ("http://[::1", "not a web")):
         assert says in fails(capsys, server, out, "--address", address)
-        assert not out.exists()  # an empty folder would be taken for a data folder
-    file.write_text("")
-    assert str(file) in fails(capsys, server, file)
+    assert not out.exists()  # an empty folder would be taken for a data folder
+    server.files = files | {TRUTH: files[TRUTH] + b"\nISIC_9,0,0"}
     with writing_into(out):
         assert "another process is writing into it" in fails(capsys, server, out)
+    assert "ISIC_9.jpg (not in the zip)" in fails(capsys, server, out)
 
 
-NEW = {f"ISIC_1{number}{each:05}" for number in range(3) for each in range(4)}
+NEW = {f"NEW_2{number}0000{each}" for number in range(3) for each in range(4)}
 
 
 @pytest.fixture
 def extra(server, faultless, tmp_path, monkeypatch):
-    """Serve a search of four new images of each class, and of four that must never be trained on; the options for it."""
-    records = []
-
-    def add(name, label, content, licence="CC-BY"):
-        full = {"url": f"{server.address}/full/{name}.jpg", "size": len(content)}
-        record = {"isic_id": name, "copyright_license": licence, "files": {"full": full}}
-        records.append(record | {"metadata": {"clinical": {"diagnosis_1": label, "diagnosis_3": "in situ"}}})
-        server.files[f"/full/{name}.jpg"] = content
+    """Serve four new images of each class, and four never to be trained on; return the options for fetching them."""
+    draw_sample(tmp_path / "new", {"train": (0, 0, 0), "valid": (0, 0, 0), "test": (5, 5, 4)}, (64, 48), 77, workers=1)
+    new = {path.stem.replace("DRAWN", "NEW"): path for path in sorted((tmp_path / "new").rglob("*.jpg"))}
+    records, test, mirrored = [], next((faultless / "test/nevus").iterdir()), tmp_path / "new/test/nevus/mirrored.jpg"
+    Image.open(test).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored, quality=90)
+    new |= {"COPY_1": test, "COPY_2": mirrored, test.stem: new.pop("NEW_2100004")}  # the last has an official name
+    for name, path in new.items():
+        server.files[f"/full/{name}.jpg"] = path.read_bytes()
+        full = {"url": f"{server.address}/full/{name}.jpg", "size": path.stat().st_size}
+        clinical = {"diagnosis_1": path.parent.name, "diagnosis_3": "in situ"}
+        record = {"isic_id": name, "files": {"full": full}, "metadata": {"clinical": clinical}}
+        records.append(record | {"copyright_license": None if name == "NEW_2000004" else "CC-BY"})
 
     def search(parts):
         query = parse_qs(parts.query)
         label = next(label for label in CLASSES if fetch.QUERIES[label] in query["query"][0])
-        start, found = int(query.get("start", "0")[0]), [each for each in records if label in str(each)]
-        following = f"{server.address}{API}?{parts.query}&start={start + 3}".replace(f"&start={start}&", "&")
-        return json.dumps(
-            {"results": found[start : start + 3], "next": following if found[start + 3 :] else None}
-        ).encode()
+        found, start = [each for each in records if label in str(each)], int(query.get("start", ["0"])[-1])
+        following = f"{server.address}{API}?{parts.query}&start={start + 3}"
+        page = {"results": found[start : start + 3], "next": following if start + 3 < len(found) else None}
+        return json.dumps(page).encode()
 
     server.files[API] = search
     pd.DataFrame({"id": sorted(Path(name).stem for name in images(faultless))}).to_csv(tmp_path / "o.csv", index=False)
     monkeypatch.setattr(fetch, "OFFICIAL", tmp_path / "o.csv")
-    for name in sorted(NEW):
-        add(name, CLASSES[int(name[6])], draw(CLASSES[int(name[6])], name))
-    test, mirrored = next((faultless / "test" / "nevus").iterdir()), io.BytesIO()
-    Image.open(test).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored, "JPEG", quality=70)
-    add("ISIC_2000000", "nevus", test.read_bytes())
-    add("ISIC_2000001", "nevus", mirrored.getvalue())
-    add(test.stem, "nevus", draw("nevus", "another"))  # its name alone excludes it
-    add("ISIC_3000000", "melanoma", draw("melanoma", "unlicensed"), licence=None)
     return "--extra", "--address", f"{server.address}/api", "--official", str(faultless)
 
 
 def test_extra_brings_new_images_with_licences_and_no_official_ones(server, capsys, extra, tmp_path):
     out = tmp_path / "extra"
-    server.faults["/full/ISIC_11"] = repeat("500")
-    assert "ISIC_11" in fails(capsys, server, out, *extra, "--connections", "1")
+    server.faults["/full/NEW_21"] = repeat("500")
+    assert "NEW_21" in fails(capsys, server, out, *extra, "--connections", "1")
     arrived = len(images(out))
     assert {Path(name).parts[0] for name in images(out)} == {".incoming"}  # not yet compared with official images
     server.faults.clear()
@@ -233,35 +201,30 @@ def test_extra_brings_new_images_with_licences_and_no_official_ones(server, caps
         server.requests.clear()
         assert run(server, out, *extra) == 0
         assert len([path for path in server.requests if path.startswith("/full")]) == expected
-        assert {Path(name).stem for name in images(out)} == NEW
         metadata, report = pd.read_csv(out / "metadata.csv").set_index("isic_id"), pd.read_csv(out / "refused.csv")
-        assert set(metadata.index) == NEW and set(metadata["licence"]) == {"CC-BY"}
-        assert metadata.loc["ISIC_1000000", "diagnosis"] == "melanoma: in situ"
-        assert set(report["file"]) == {"ISIC_2000000", "ISIC_2000001"}
-        assert report["reason"].str.match(r"shows the photograph of ISIC_\d+ \(test\)").all()
+        assert {Path(name).stem for name in images(out)} == set(metadata.index) == NEW
+        assert list(metadata.loc["NEW_2000000", ["licence", "diagnosis"]]) == ["CC-BY", "melanoma: in situ"]
+        assert set(report["file"]) == {"COPY_1", "COPY_2"}
+        assert report["reason"].str.match(r"shows the photograph of DRAWN_\d+ \(test\)").all()
 
 
-def test_extra_counts_each_class_and_names_what_it_cannot_have(server, capsys, extra, tmp_path):
+def test_extra_counts_each_class_and_names_what_is_missing(server, capsys, extra, tmp_path):
     out = tmp_path / "extra"
     assert run(server, out, *extra, "--dry-run") == 0
-    assert [".incoming/melanoma", "4"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["melanoma", "4"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
     assert not out.exists()
-    server.files["/full/ISIC_1000000.jpg"] = b"no image"
-    del server.files["/full/ISIC_1000001.jpg"]
+    server.files["/full/NEW_2000000.jpg"] = b"no image"
+    del server.files["/full/NEW_2000001.jpg"]
     assert ") and 1 more, see " in fails(capsys, server, out, *extra, "--most", "3")
-    report = (out / "refused.csv").read_text()
-    assert "404 Not Found" in report and "not an image" in report
+    assert pd.read_csv(out / "refused.csv")["reason"].str.contains("404 Not Found|not an image").sum() == 2
     assert [len(list((out / label).iterdir())) for label in CLASSES] == [1, 3, 3]
 
 
-def test_extra_refuses_other_folders_archives_and_incomplete_official_images(
-    server, capsys, extra, tmp_path, faultless
-):
+def test_extra_refuses_wrong_folders_and_archives(server, capsys, extra, tmp_path, faultless):
     official, out = Path(shutil.copytree(faultless, tmp_path / "official")), tmp_path / "out"
     assert "holds other files" in fails(capsys, server, tmp_path, *extra)
     assert "holds other files" in fails(capsys, server, official, *extra)
     next((official / "test" / "nevus").iterdir()).unlink()
     assert "1 of the official images are missing" in fails(capsys, server, out, *extra, "--official", str(official))
     server.files[API] = b'{"results": [{"isic_id": 1}], "next": null}'
-    assert "ISIC Archive" in fails(capsys, server, out, *extra)
-    assert not out.exists()
+    assert "ISIC Archive" in fails(capsys, server, out, *extra) and not out.exists()

@@ -46,9 +46,8 @@ def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
     # A profile with the primaries of red and blue exchanged, by exchanging the names of their tags.
     swapped = srgb.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
     for profile, expected in ((srgb, (120, 80, 60)), (swapped, (60, 80, 120)), (b"broken", (120, 80, 60))):
-        assert shrink(encoded(image, quality=100, icc_profile=profile)).getpixel((9, 9)) == pytest.approx(
-            expected, abs=3
-        )
+        small = shrink(encoded(image, quality=100, icc_profile=profile))
+        assert small.getpixel((9, 9)) == pytest.approx(expected, abs=3)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -73,8 +72,7 @@ def test_a_folder_or_zip_whose_members_point_elsewhere(tmp_path, capsys, zipped)
             (originals / name).parent.mkdir(parents=True, exist_ok=True)
             (originals / name).write_bytes(content)
     for _ in range(2):  # the second time it continues where it stopped
-        assert main([str(originals), str(out)]) == 0
-        assert "3 images" in capsys.readouterr().out
+        assert main([str(originals), str(out)]) == 0 and "3 images" in capsys.readouterr().out
         names = {path.relative_to(out).as_posix() for path in out.rglob("*.jpg")}
         assert names == {"test/c.jpg", "train/nevus/a.jpg", "train/nevus/b.jpg"}
         report = pd.read_csv(out / "refused.csv").set_index("file")["reason"]
