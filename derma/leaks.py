@@ -29,7 +29,7 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
 def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
     """Return the training images that show a photograph of a split that is not trained on.
 
-    ``trained`` are the splits that are trained on, besides "extra".
+    ``trained`` are the splits that are trained on; "extra" always is.
 
     Returns:
         A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``

@@ -5,13 +5,11 @@ from PIL import Image, ImageDraw
 from derma.attributes import auc_by_group, dark_corners, lesion_share, scale_shown
 from derma.scoring import delong
 
-SKIN, LESION = (220, 180, 160), (110, 70, 60)
-
 
 def drawn(radius, corners=False, side=128):
     """A round lesion on noisy skin; in a round field of view if ``corners``."""
-    image = Image.new("RGB", (side, side), SKIN)
-    ImageDraw.Draw(image).circle((side / 2, side / 2), radius, fill=LESION)
+    image = Image.new("RGB", (side, side), (220, 180, 160))
+    ImageDraw.Draw(image).circle((side / 2, side / 2), radius, fill=(110, 70, 60))
     pixels = np.asarray(image) + np.random.default_rng(0).normal(0, 6, (side, side, 3))
     if corners:
         pixels[np.hypot(*(np.mgrid[:side, :side] - side / 2 + 0.5)) > 0.55 * side] = 10
@@ -20,12 +18,12 @@ def drawn(radius, corners=False, side=128):
 
 @pytest.mark.parametrize("corners", [False, True])
 def test_lesions_and_dark_corners_are_measured(corners):
-    visible = (np.hypot(*np.mgrid[-63.5:64, -63.5:64]) <= 0.55 * 128).mean() if corners else 1
+    visible = (np.hypot(*np.mgrid[-63.5:64, -63.5:64]) <= 0.55 * 128).sum() if corners else 128**2
     for radius in (12, 30, 45):
-        expected = np.pi * radius**2 / 128**2 / visible
+        expected = np.pi * radius**2 / visible
         assert lesion_share(drawn(radius, corners)) == pytest.approx(expected, rel=0.15, abs=0.01)
         assert dark_corners(drawn(radius, corners)) == corners
-    assert lesion_share(Image.new("RGB", (64, 64), SKIN)) == lesion_share(Image.new("RGB", (64, 64))) == 0
+    assert lesion_share(Image.new("RGB", (64, 64), "white")) == lesion_share(Image.new("RGB", (64, 64))) == 0
 
 
 @pytest.mark.parametrize("ticks", [0, 9, 13, 17])

@@ -7,9 +7,8 @@ from derma.scoring import report
 
 
 def test_roc_marks_the_operating_points_and_reliability_every_bin(tmp_path):
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 2, (50, 2))
-    joined = pd.DataFrame(np.hstack([rng.random((50, 2)), truth]), columns=["task_1", "task_2", "true_1", "true_2"])
+    joined = pd.DataFrame(np.random.default_rng(0).random((50, 4)), columns=["task_1", "task_2", "true_1", "true_2"])
+    joined[["true_1", "true_2"]] = joined[["true_1", "true_2"]].round()
     found = report(joined, resamples=50)
     ax = figures.roc(joined, found.points, tmp_path / "deep" / "roc.png").axes[0]
     marked = {tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
@@ -31,8 +30,8 @@ def test_learning_curves_and_grids():
     history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1, 0.5], "valid_loss": [1, 0.7], "valid_auc": [0.6, 0.8]})
     losses, areas = figures.learning_curves(pd.concat([history.assign(fold=k) for k in range(3)])).axes
     assert len(losses.lines) == 6 and len(areas.lines) == 3 and len(losses.get_legend().get_texts()) == 2
-    image, heat = np.arange(60, dtype=np.uint8).reshape(4, 5, 3), np.ones((4, 5))
+    image = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     images = [image, torch.from_numpy(image).permute(2, 0, 1), image]
-    axes = figures.grid(images, "abc", columns=2, overlays=[None, heat, None]).axes
+    axes = figures.grid(images, "abc", columns=2, overlays=[None, np.ones((4, 5)), None]).axes
     assert [len(ax.images) for ax in axes] == [1, 2, 1, 0]
     assert all((ax.images[0].get_array() == image).all() for ax in axes[:3])

@@ -22,5 +22,4 @@ def test_all_training_copies_of_a_test_image_are_leaks(data_folder, tmp_path):
 def test_images_of_one_photograph_get_one_number(data_folder):
     files = sorted(map(str, (data_folder / "train" / "nevus").iterdir()))[:4]
     Image.open(files[1]).transpose(Image.Transpose.ROTATE_180).save(data_folder / "twin.jpg", quality=90)
-    numbers = photographs([*files, str(data_folder / "twin.jpg")])
-    assert numbers[4] == numbers[1] and len(set(numbers)) == 4
+    assert photographs([*files, str(data_folder / "twin.jpg")]).tolist() == [0, 1, 2, 3, 1]

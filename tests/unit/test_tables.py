@@ -46,11 +46,7 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
     [
         ("p1,0.1,0.5  ,, p2,0.1,x", "", "r.csv, row 5: task_2 'x' is not a finite number; give one from 0 to 1."),
         ("p1,0.5,2.5 p2,0.5,101", "", "r.csv, row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows"),
-        (
-            "p1,nan,0.5 p2,,0.5 p3,inf,1",
-            "",
-            "r.csv, row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2",
-        ),
+        ("p1,nan,1 p2,,1 p3,inf,1", "", "r.csv, row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2"),
         ("p1,0,1 p2,0_1,1 p3,\u0660.\u0665,1", "", "r.csv, row 3: task_1 '0_1' is not a finite number"),
         ("p1,0,1 x/p1.jpg,1,0", "", "r.csv, row 3: Id 'x/p1.jpg' is a duplicate; keep one row for each image."),
         (",0.1,0.5", "", "r.csv, row 2: Id '' is empty"),
@@ -73,9 +69,7 @@ def test_bad_tables_are_refused_with_one_sentence(read, rows, truth, message):
 
 def test_bad_files(read):
     Path("bad").write_text("Id,mel,sk\np,1,0")
-    Path("odd").write_bytes(b"\xff\xfea")
-    found = {"bad": "row 1: the header is 'Id,mel,sk'", "odd": "a text", "none": "no such file", ".": "cannot be read"}
-    for name, message in found.items():
+    for name, message in (("bad", "the header is 'Id,mel,sk'"), ("none", "no such file"), (".", "cannot be read")):
         with pytest.raises(TableError, match=message):
             read_table(name)
 
