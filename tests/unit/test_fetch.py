@@ -100,7 +100,7 @@ def test_killed_and_continued(server, tmp_path, faultless, capsys):
     server.faults["zip$"], out = repeat("slow", 30), tmp_path / "out"
     process = multiprocessing.get_context("fork").Process(target=run, args=(server, out, "--connections", "1"))
     process.start()
-    while len(images(out)) < 3:
+    while process.is_alive() and len(images(out)) < 3:
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -118,7 +118,7 @@ def test_passing_faults_leave_no_trace(server, tmp_path, faultless):
     faults = ["reset", "500", "503", "stall", "shorter"]
     planning = [each for fault in faults for each in (fault, None)]
     server.faults["csv$"] = iter(planning[:6])
-    server.faults["zip$"] = iter([*planning, *repeat(None, PLANNING - len(faults)), "corrupt", *faults])
+    server.faults["zip$"] = iter([*planning, *repeat(None, PLANNING - len(faults)), "corrupt", *planning])
     assert run(server, tmp_path / "out") == 0
     assert all(next(left, "none left") == "none left" for left in server.faults.values())
     assert images(tmp_path / "out") == images(faultless)
