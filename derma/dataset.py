@@ -1,7 +1,6 @@
 """Open a folder of dermoscopic images: scanned and checked once, counted, and ready for a DataLoader.
 
-The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``. A DataLoader's worker process
-can import everything here, whatever the start method.
+The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
 """
 
 from __future__ import annotations
@@ -39,15 +38,14 @@ def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.
 
     Args:
         path: an image file.
-        short_side: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode: the
-            JPEG's own downscaling), as long as no side falls below this many pixels.
+        short_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode), as long as no side
+            falls below this many pixels.
 
     Returns:
         An RGB image, turned upright by its EXIF orientation.
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read as an image. Nothing
-            is repaired: a truncated file is an error, not a half-grey image.
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read; nothing is repaired.
     """
     with Image.open(path) as image:
         if short_side is not None:
@@ -114,8 +112,7 @@ def _check_endings(paths: list[str]) -> tuple[list[str], dict[str, str]]:
 class LesionData:
     """A data folder with its three splits, opened and checked once.
 
-    Every image is decoded once (at reduced scale) while opening. Those that cannot be decoded are removed and listed
-    in :attr:`unreadable`, so that nothing disappears in silence.
+    Every image is decoded once (at reduced scale) while opening. What cannot be decoded is listed in ``unreadable``.
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``.
@@ -137,14 +134,11 @@ class LesionData:
         if not self.root.is_dir():
             raise DatasetError(
                 f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
-                f"holds {', '.join(SPLITS)}: 'make data' brings ISIC 2017 into data/isic2017, 'python -m derma.sample' "
-                "draws data/sample, and DERMA_DATA names the notebooks'."
+                f"holds {', '.join(SPLITS)}. 'make data' fetches data/isic2017, 'python -m derma.sample' draws one."
             )
         for split in SPLITS:
             if not (self.root / split).is_dir():
-                raise DatasetError(
-                    f"{self.root}: the split folder '{split}' is missing; a data folder holds {', '.join(SPLITS)}."
-                )
+                raise DatasetError(f"{self.root}: the split folder '{split}' is missing; make it, with class folders.")
         rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
         if extra is not None:
             rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
@@ -199,18 +193,12 @@ class LesionData:
         return pd.concat([self.images[self.images["split"] == name] for name in names], ignore_index=True)
 
     def remove(self, paths: set[str]) -> None:
-        """Drop images from every split, such as those that :func:`derma.leaks.training_leaks` finds.
-
-        Args:
-            paths: files, as in :attr:`images`.
-
-        Raises:
-            DatasetError: a class of a split would be left without images; nothing is dropped then.
-        """
+        """Drop images by path; a DatasetError, with nothing dropped, if a class of a split would be left empty."""
         kept = self.images[~self.images["path"].isin(paths)].reset_index(drop=True)
-        for split in SPLITS:
-            for target in sorted(set(range(len(CLASSES))) - set(kept["target"][kept["split"] == split])):
-                raise DatasetError(f"{self.root / split / CLASSES[target]}: no image would be left in this class.")
+        present = set(zip(kept["split"], kept["target"]))
+        for split, (target, name) in product(SPLITS, enumerate(CLASSES)):
+            if (split, target) not in present:
+                raise DatasetError(f"{self.root / split / name}: no image would be left in this class.")
         self.images = kept
 
 
@@ -236,7 +224,7 @@ class LesionImages(Dataset):
     Args:
         images: rows of :attr:`LesionData.images`.
         size: side of the squares in pixels.
-        transform: applied to the PIL image; random ones depend on seed, epoch and image alone, see ``augmented``.
+        transform: applied to the PIL image.
 
     Attributes:
         paths: (N,) files. ids: (N,) text. targets: (N,) class numbers.
@@ -296,12 +284,9 @@ class LesionImages(Dataset):
 
 
 class EpochOrder(Sampler):
-    """The order of a training epoch, by seed and epoch alone, so that a resumed run needs no more than its number.
+    """The order of a training epoch, by seed and epoch alone: a resumed run needs no more than the epoch's number.
 
-    It yields ``epoch * length + index``.
-
-    Attributes:
-        epoch: from 0; goes up by itself, or by ``set_epoch``, as Accelerate and DistributedSampler do it.
+    It yields ``epoch * length + index``. The epoch goes up by itself, or by ``set_epoch``, which Accelerate calls.
     """
 
     def __init__(self, length: int, seed: int):
@@ -325,16 +310,10 @@ def _keep_batch(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def _lower_priority(worker: int) -> None:
-    """Give a worker process less priority: on a CPU it would else take its turns from the network's threads, which wait
-    for each other at every layer, so that each turn counts twice. Not the least: next to other programs it would
-    starve, and the network with it."""
+    """Give a worker process less priority, lest it delays the network's threads, which wait for each other at every
+    layer. Not the least: next to other programs it would starve, and the network with it."""
     if hasattr(os, "nice"):
         os.nice(5)
-
-
-def default_workers() -> int:
-    """Return how many worker processes suit this machine: a core each, shared by its processes, from 2 to 8."""
-    return max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def make_loader(
@@ -349,10 +328,12 @@ def make_loader(
         shuffle: a new seeded order for every epoch; for training only. Items that do not fill a batch are left to
             another epoch's order: batch normalisation fails on a batch of one.
         seed: see above.
-        workers: processes that prepare batches; 0 does it in this process, None is :func:`default_workers`.
+        workers: processes that prepare batches; 0 does it in this process, None takes a core each, from 2 to 8.
     """
-    whole = hasattr(dataset, "__getitems__")
-    workers = 0 if whole else default_workers() if workers is None else workers
+    if whole := hasattr(dataset, "__getitems__"):
+        workers = 0
+    elif workers is None:
+        workers = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -374,10 +355,9 @@ def open_data(root: Path, extra: Path | None = None, *, drop_leaks: bool, traine
     Args:
         root, extra: see :class:`LesionData`.
         drop_leaks: remove the images of ``trained`` splits that show a photograph of another split.
-        trained: the splits that will be trained on.
     """
-    from derma.leaks import training_leaks  # which, as the sample, needs what is above
-    from derma.sample import draw_sample
+    from derma.leaks import training_leaks
+    from derma.sample import draw_sample  # which needs what is above
 
     if root == Path("data/sample") and not root.exists():
         draw_sample(root)

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.utils.data import Dataset
 
 from derma.augmentation import views
 from derma.classifier import Classifier
 from derma.commands import progress
 from derma.dataset import LesionImages, make_loader
+from derma.run import load_state, save_state
 
 
 class Features(Dataset):
@@ -40,8 +40,7 @@ class Features(Dataset):
         return Features(self.values[rows], self.targets[rows], paths, ids)
 
     def augmented(self, transform: Callable, seed: int) -> Features:
-        """Return each view as an example of its own, (N * views, width); images that are computed once have no
-        other augmentation than their views."""
+        """Return each view as an example of its own, (N * views, width): features have no other augmentation."""
         views = self.values.shape[1]
         paths, ids = ([value for value in values for _ in range(views)] for values in (self.paths, self.ids))
         return Features(self.values.flatten(0, 1), np.repeat(self.targets, views), paths, ids)
@@ -78,11 +77,12 @@ def compute_features(
     """
     stats = [Path(path).stat() for path in images.paths]  # changed images have other sizes and dates
     about = [[path, stat.st_size, stat.st_mtime] for path, stat in zip(images.paths, stats)]
-    about += [images.size, tta, accelerator.mixed_precision, weights_digest(classifier.backbone)]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
-    file = Path(folder) / f"features-{digest}.safetensors"
-    with suppress(SafetensorError, OSError), safe_open(file, "pt") as content:  # damaged, or not computed before
-        return Features(content.get_tensor("features"), images.targets, images.paths, images.ids)
+    weights = {name: value.cpu().contiguous() for name, value in classifier.backbone.state_dict().items()}
+    about += [images.size, tta, accelerator.mixed_precision, hashlib.sha256(save(weights)).hexdigest()]
+    file = Path(folder) / f"features-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]}.safetensors"
+    if file.exists():
+        with suppress(ValueError):  # damaged
+            return Features(load_state(file)["features"], images.targets, images.paths, images.ids)
     classifier.eval()
     loader = accelerator.prepare(make_loader(images, batch_size))
     parts = []
@@ -95,17 +95,6 @@ def compute_features(
     if not torch.isfinite(values).all():
         raise ValueError("The features are not finite; set DERMA_PRECISION=no, or use other weights.")
     if accelerator.is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".part")
-        save_file({"features": values}, partial)
-        os.replace(partial, file)
+        save_state({"features": values}, file)
     accelerator.wait_for_everyone()
     return Features(values, images.targets, images.paths, images.ids)
-
-
-def weights_digest(network: torch.nn.Module) -> str:
-    """Return a hash of a network's weights and statistics: equal for equal ones, on whatever device they lie."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

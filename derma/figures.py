@@ -73,7 +73,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None, 
 
 
 def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | None = None) -> Figure:
-    """Draw a confusion matrix of (K, K) counts (rows: truth, columns: prediction), shaded by rates of the true class."""
+    """Draw a confusion matrix (K, K) of counts, rows for the truth, shaded by the shares of each true class."""
     rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, ax = plt.subplots(figsize=(2.2 + 1.2 * len(labels), 1.4 + 1.05 * len(labels)), layout="constrained")
     shading = ax.imshow(rates, cmap="Blues", vmin=0, vmax=1)

@@ -49,8 +49,7 @@ def seed_everything(seed: int) -> None:
 def best_precision() -> str:
     """Return the arithmetic that is fast on this machine: ``"bf16"``, ``"fp16"`` or ``"no"`` (single precision).
 
-    On a CPU, bfloat16 pays only with instructions made for it (AMX, or AVX-512's dot products of bfloat16, with which a
-    ResNet50 trains 1.8 times as fast); without them it is emulated and slower.
+    On a CPU, bfloat16 pays only with instructions made for it (AMX or AVX-512): a ResNet50 trains 1.8 times as fast.
     """
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -118,8 +117,7 @@ def cosine_with_warmup(optimizer: torch.optim.Optimizer, warmup: int, steps: int
 def get_rng_state() -> dict:
     """Return the states of the global random generators of Python, NumPy, torch and the GPUs."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
-    state["cuda"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return state | {"mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
+    return state | {"cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_rng_state(state: dict) -> None:
@@ -129,8 +127,6 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    if state["mps"] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
 
 
 def serialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
@@ -198,8 +194,8 @@ def load_state(file: Path) -> dict:
 def restore(part: object, state: dict) -> None:
     """Load a state into a network, an optimizer or whatever else has ``load_state_dict``.
 
-    An optimizer's moments are laid out in memory as their parameters are: fused steps go through both in step, and
-    would pair the wrong numbers if one were channels-last and the other not, without a word.
+    An optimizer's moments are laid out in memory as their parameters are: a fused step would silently pair the wrong
+    numbers if one were channels-last and the other not.
     """
     part.load_state_dict(state)
     optimizer = getattr(part, "optimizer", part)  # Accelerate's wrapper holds torch's
@@ -224,9 +220,9 @@ class Run:
         folder, name: see above.
         settings: fields with ``exclude=True`` do not change what is trained, and may differ when it is resumed.
         accelerator: as :func:`start` returns it.
-        network, optimizer, scheduler: what is trained, prepared by the accelerator.
         images: names of the training images, in order.
         resume: False trains from the start.
+        parts: ``network``, ``optimizer`` and ``scheduler``, prepared by the accelerator.
 
     Attributes:
         history: a row for each epoch: ``epoch``, what was logged, ``lr``, ``images_per_second``, ``seconds``.
@@ -239,15 +235,13 @@ class Run:
         settings: BaseModel,
         accelerator: Accelerator,
         *,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
         images: list[str],
         resume: bool = True,
+        **parts: object,
     ):
         self.folder, self.name, self.accelerator, self.resume = Path(folder), name, accelerator, resume
-        self.network = accelerator.unwrap_model(network)
-        self.parts = {"network": self.network, "optimizer": optimizer, "scheduler": scheduler}
+        self.network = accelerator.unwrap_model(parts["network"])
+        self.parts = parts | {"network": self.network}
         if accelerator.scaler is not None:  # float16
             self.parts["scaler"] = accelerator.scaler
         self.settings = settings.model_dump(mode="json") | {
@@ -293,11 +287,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def progress(self, loader: Iterable, epoch: int) -> Iterator:
-        """Yield the batches of an epoch under a progress bar.
-
-        Raises:
-            ValueError: the training images do not fill one batch.
-        """
+        """Yield the batches of an epoch under a progress bar; a ValueError if there are none."""
         if len(loader) == 0:
             raise ValueError("The training images do not fill one batch; set DERMA_BATCH_SIZE lower.")
         loader.set_epoch(epoch - 1)
@@ -312,22 +302,15 @@ class Run:
             self._logged.setdefault(name, []).append(value.detach())  # stays on its device: nothing waits for it
 
     def end_epoch(self, **metrics: float) -> None:
-        """Print and save an epoch.
-
-        Args:
-            metrics: further numbers for the history.
-
-        Raises:
-            ValueError: a number that was logged is not finite.
-        """
+        """Print and save an epoch, with further numbers; a ValueError if one that was logged is not finite."""
         seconds = time.perf_counter() - self._started
         logged = {name: torch.stack(values) for name, values in self._logged.items()}
         logged = {name: self.accelerator.reduce(values, "mean").tolist() for name, values in logged.items()}
-        numbers = {name: float(np.mean(values)) for name, values in logged.items()} | metrics
-        epoch = len(self._rows) + 1
+        epoch, numbers = len(self._rows) + 1, {name: float(np.mean(values)) for name, values in logged.items()}
         for name, value in numbers.items():
-            if name in logged and not math.isfinite(value):
+            if not math.isfinite(value):
                 raise ValueError(f"Epoch {epoch}: {name} is not finite; set the learning rates lower.")
+        numbers |= metrics
         speed = self._seen / (self._trained - self._started)
         rate = {"lr": self.parts["scheduler"].get_last_lr()[0], "images_per_second": speed}
         self._rows.append({"epoch": epoch, **numbers, **rate, "seconds": seconds})

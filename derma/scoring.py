@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import softmax
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
@@ -417,12 +417,6 @@ def points_at_sensitivities(
         intervals = {name: percentile_interval(getattr(point, name).value, each) for name, each in resampled.items()}
         points.append(replace(point, **intervals))
     return points
-
-
-def threshold_for_balance(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the threshold with the best balanced accuracy (Youden, 1950, Cancer 3:32-35)."""
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(truth, probabilities)
-    return float(min(thresholds[np.argmax(true_positive_rate - false_positive_rate)], 1.0))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Pictures for the tests: drawn here, small, and never downloaded."""
+"""Images for the tests: drawn here, small, and never downloaded."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
-    """A data folder of 42 small pictures; tests must not change it."""
+    """A data folder of 42 small images; tests must not change it."""
     folder = tmp_path_factory.mktemp("drawn") / "tiny"
     draw_sample(folder, {"train": (6, 12, 6), "valid": (2, 3, 2), "test": (3, 5, 3)}, size=(64, 48), seed=1)
     return folder
-
-
-@pytest.fixture
-def published(tmp_path) -> Path:
-    """A folder with the committed results.csv and ground_truth.csv: running the notebook replaces those at the root."""
-    for name in ("results.csv", "ground_truth.csv"):
-        shown = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True)
-        (tmp_path / name).write_bytes(shown.stdout if shown.returncode == 0 else (ROOT / name).read_bytes())
-    return tmp_path
 
 
 @pytest.fixture
