@@ -36,7 +36,6 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an example
 ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
-SMALL = {"image_size": 96, "epochs": 3}
 
 
 class Experiment(NamedTuple):
@@ -55,8 +54,6 @@ EXPERIMENTS = {
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
     "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
-    "small ResNet18": Experiment("resnet18.tv_in1k", SMALL | {"tta": False}),
-    "small ResNet18, eight views": Experiment("resnet18.tv_in1k", SMALL | {"tta": True}, "small ResNet18"),
 }
 
 

@@ -1,10 +1,9 @@
 """Measure how much a reader has to hold in the head, and compare it with the limits.
 
-    python benchmarks/readability.py                  # exit code 1 if a number is over its limit
-    python benchmarks/readability.py --root FOLDER    # another checkout
+    python benchmarks/readability.py    # exit code 1 if a number is over its limit
 
 * A code line is a line that is not blank; a comment is one too.
-* A setting is an annotated field of the notebook's class Settings, inherited fields included.
+* A setting is an annotated field of the notebook's class Settings.
 * A conditional on a setting is an if, elif, while, ternary or comprehension's condition that reads ``cfg.<name>``, or a
   name that the top level assigns from a comparison or an and / or of settings.
 * The training loop is the function that holds a ``for epoch in ...``; at top level, the whole statement around it. Its
@@ -17,7 +16,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
@@ -26,6 +24,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from derma.settings import settings_in  # noqa: E402 - derma is a folder of the repository, not installed
+
 NOTEBOOKS = ("skin_lesion_classification.ipynb", "dataset_structure_visualization.ipynb")  # in this order in each row
 
 LIMITS = {
@@ -53,15 +55,6 @@ def code_cells(notebook: Path) -> list[str]:
 def code_lines(source: str) -> list[str]:
     """Return the stripped lines of a source that are not blank."""
     return [line.strip() for line in source.splitlines() if line.strip()]
-
-
-def settings(source: str) -> list[str]:
-    """Return the names of the annotated fields of the class Settings, with those that it inherits in the notebook."""
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    names = ["Settings"]
-    for name in names:  # which grows by the classes that each inherits from
-        names += [ast.unparse(base) for base in classes[name].bases if ast.unparse(base) in classes]
-    return [field.target.id for name in names for field in classes[name].body if isinstance(field, ast.AnnAssign)]
 
 
 def conditionals_on_settings(source: str) -> int:
@@ -126,7 +119,7 @@ def measure(root: Path) -> dict[str, tuple[int, ...]]:
         tuple(len(code_lines(each)) for each in sources),
         tuple(max(len(code_lines(cell)) for cell in each) for each in cells),
         tuple(max(len(cell.splitlines()) for cell in each) for each in cells),
-        tuple(len(settings(each)) for each in sources),
+        tuple(len(settings_in(root / name)) for name in NOTEBOOKS),
         (sum(map(conditionals_on_settings, sources)),),
         training_loop(sources[0]),
         (max(len(names) for each in sources for names in globals_read(each).values()),),
@@ -138,16 +131,9 @@ def measure(root: Path) -> dict[str, tuple[int, ...]]:
     return dict(zip(LIMITS, numbers, strict=True))
 
 
-def over(measured: dict[str, tuple[int, ...]]) -> list[str]:
-    """Return the rows with a number above its limit."""
-    return [row for row, limits in LIMITS.items() if any(a > b for a, b in zip(measured[row], limits))]
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure the notebooks and the README against their limits.")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure; default: this one")
-    measured = measure(parser.parse_args().root)
-    wrong = over(measured)
+    measured = measure(ROOT)
+    wrong = [row for row, limits in LIMITS.items() if any(a > b for a, b in zip(measured[row], limits))]
     print(f"{'':52} {'now':>12} {'at most':>12}")
     for row, limits in LIMITS.items():
         now, most = (" / ".join(f"{number:,}" for number in numbers) for numbers in (measured[row], limits))

@@ -37,20 +37,12 @@ class RandomWarp:
 
     Args:
         size: side of the square that comes out, in pixels.
-        degrees: turned by up to so much, either way.
-        shear: of the horizontal by up to so many degrees, either way.
+        degrees, shear: largest turn and largest shear of the horizontal, either way.
         scale: the least and the greatest share of the image's area that is cropped.
         ratio: the least and the greatest ratio of width to height of what is cropped.
     """
 
-    def __init__(
-        self,
-        size: int,
-        degrees: float = 180,
-        shear: float = 10,
-        scale: tuple[float, float] = (0.4, 1.0),
-        ratio: tuple[float, float] = (0.8, 1.25),
-    ):
+    def __init__(self, size: int, degrees: float, shear: float, scale: tuple[float, float], ratio: tuple[float, float]):
         self.size, self.degrees, self.shear, self.scale, self.ratio = size, degrees, shear, scale, ratio
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -124,11 +116,8 @@ def views(batch: torch.Tensor, augment: bool) -> list[torch.Tensor]:
     """Return the views of images over which predictions are averaged (test-time augmentation).
 
     Args:
-        batch: images (N, 3, S, S), or features (N, views, width) that were computed of such views before.
+        batch: images (N, 3, S, S), or features (N, views, width) that were computed of their views before.
         augment: the eight flips and quarter turns of images, none of which changes the class; else the images alone.
-
-    Returns:
-        Batches of N images or features. Features come in all the views that there are.
     """
     if batch.ndim == 3:
         return list(batch.unbind(1))

@@ -76,12 +76,8 @@ def stage_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Of the last stage, the backbone's own output stands for the mean. Earlier stages see colours and textures, which
     tell lesions apart too (Evci et al., 2022, https://arxiv.org/abs/2201.03529, select among them).
 
-    Args:
-        backbone: as :func:`load_backbone` returns it.
-        images: (N, 3, S, S), normalised.
-
     Returns:
-        (N, width); the width depends on the backbone alone.
+        (N, width) for normalised images (N, 3, S, S); the width depends on the backbone alone.
     """
     final, stages = backbone.forward_intermediates(images, output_fmt="NCHW")
     means = [maps.mean((2, 3)) for maps in stages[:-1]]

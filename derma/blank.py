@@ -36,10 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--share", type=float, default=0.6, help="of each side that is blanked (default: 0.6)")
     options = parser.parse_args(arguments)
-    if not 0 < options.share < 1:
-        parser.error(f"--share {options.share:g} should lie between 0 and 1")
-    if options.out.exists():
-        parser.error(f"{options.out} exists; name a new folder")
+    if not 0 < options.share < 1 or options.out.exists():
+        parser.error("--share should lie between 0 and 1, and the output folder should not exist yet")
     try:
         for path in progress(LesionData(options.data).images["path"]):
             file = options.out / Path(path).relative_to(options.data).with_suffix(".png")

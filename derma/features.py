@@ -23,13 +23,7 @@ from derma.run import load_state, save_state
 
 
 class Features(Dataset):
-    """Features of images, with their classes: in place of the images, wherever a frozen network would see those.
-
-    Args:
-        values: (N, views, width) float32.
-        targets: (N,) class numbers.
-        paths, ids: (N,) of the images.
-    """
+    """Features of images (N, views, width), float32, with their classes: what a frozen network sees in their place."""
 
     def __init__(self, values: torch.Tensor, targets: np.ndarray, paths: list[str], ids: list[str]):
         self.values, self.targets, self.paths, self.ids = values, targets, paths, ids
@@ -71,9 +65,6 @@ def compute_features(
         accelerator: its processes share the work.
         folder: where the cache lies, as ``features-<digest>.safetensors``; delete it when you like.
         batch_size: images for each batch.
-
-    Raises:
-        ValueError: a feature is not finite.
     """
     stats = [Path(path).stat() for path in images.paths]  # changed images have other sizes and dates
     about = [[path, stat.st_size, stat.st_mtime] for path, stat in zip(images.paths, stats)]

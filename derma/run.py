@@ -250,17 +250,13 @@ class Run:
             "images": hashlib.sha256("\n".join(images).encode()).hexdigest()[:8],
         }
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        self._rows: list[dict] = []
+        self._prefix, self._rows = f"{name}-checkpoint-{self.digest}", []
         # With accumulation or float16, a first step may be skipped, of which torch warns the scheduler.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
 
     @property
     def history(self) -> pd.DataFrame:
         return pd.DataFrame(self._rows)
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.name}-checkpoint-{self.digest}"
 
     def _checkpoints(self) -> list[Path]:
         """Return this training's checkpoints, the last first."""

@@ -37,7 +37,7 @@ RUNNER = """
 import json, os, sys, nbformat, matplotlib
 matplotlib.use("agg")
 import openTSNE, skimage.metrics, sklearn.manifold
-from derma import attributes, classifier, explorer, features, figures, gradcam, leaks, run, sample, similarity, tables
+from derma import attributes, classifier, explorer, features, figures, gradcam, leaks, run, sample, tables
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -160,12 +160,24 @@ def test_killed_ten_times_and_resumed_it_ends_the_same(run):
 def torchrun(root, drawn, notebook, **settings):
     """Run a notebook in two processes, as README says."""
     root.mkdir()
-    shutil.copytree(ROOT / "derma", root / "derma", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / notebook, root)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMA_")}
-    environment |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(root), **variables(drawn, notebook, settings)}
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "IPYTHONDIR": str(root),
+        "PYTHONPATH": str(ROOT),
+        **variables(drawn, notebook, settings),
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = ["torchrun", "--no-python", "--nproc-per-node", "2", "--master-port", "29511", "ipython", notebook]
+    command = [
+        "torchrun",
+        "--no-python",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29511",
+        "ipython",
+        str(ROOT / notebook),
+    ]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return root

@@ -38,7 +38,7 @@ def test_turns_and_crops_are_torchvisions(image, monkeypatch):
 
 def test_crops_have_the_areas_and_ratios_asked_for():
     torch.manual_seed(0)
-    warp = RandomWarp(100, scale=(0.4, 1.0), ratio=(0.8, 1.25))
+    warp = RandomWarp(100, 180, 10, scale=(0.4, 1.0), ratio=(0.8, 1.25))
     sizes = np.array([warp._crop(200) for _ in range(2000)])
     areas, ratios = sizes.prod(axis=1) / 200**2, sizes[:, 0] / sizes[:, 1]
     assert areas.min() >= 0.4 and areas.max() <= 1 and ratios.min() >= 0.8 and ratios.max() <= 1.25
@@ -70,7 +70,9 @@ def test_a_seed_repeats_an_image(image):
     made = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        made.append(np.asarray(RandomColor(0.25, 0.25, 0.25, 0.03)(RandomWarp(96)(image))))
+        made.append(
+            np.asarray(RandomColor(0.25, 0.25, 0.25, 0.03)(RandomWarp(96, 180, 10, (0.4, 1), (0.8, 1.25))(image)))
+        )
     assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
 
 

@@ -12,6 +12,7 @@ def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_pa
     logits = classifier(images)
     assert logits.shape == (4, 3)
     assert torch.equal(classifier.head(classifier.features(images)), logits)
+    assert not frozen or torch.equal(classifier(classifier.features(images)), logits)  # features in place of images
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in classifier.head.parameters())
     assert any(parameter.grad is not None for parameter in classifier.backbone.parameters()) == (not frozen)
@@ -22,9 +23,3 @@ def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_pa
     save_state({"network": {}}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a trained classifier; name the file of a run"):
         load_classifier(tmp_path / "other.safetensors")
-
-
-def test_a_frozen_classifier_takes_features_in_place_of_images():
-    classifier = Classifier("test_resnet", "none", frozen=True).eval()
-    images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
-    assert torch.equal(classifier(classifier.features(images)), classifier(images))

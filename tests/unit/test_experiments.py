@@ -23,7 +23,7 @@ def test_each_experiment_has_settings_of_the_notebook_and_an_earlier_one_to_comp
         own = {key[len("DERMA_") :].lower(): value for key, value in experiments.variables(name, "weights").items()}
         assert set(own) <= settings_in(ROOT / experiments.NOTEBOOK), name
         assert experiment.against in ["", *names[:place]], name
-    assert own["weights"] == str(Path("weights/resnet18.safetensors").absolute())
+    assert own["weights"] == str(Path("weights/densenet169.safetensors").absolute())
 
 
 def test_the_published_rows_are_those_of_their_commands_and_of_the_page():
