@@ -30,9 +30,6 @@ from derma.commands import progress
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
-
-
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch, and ask cuDNN for algorithms that repeat.
 
@@ -109,9 +106,6 @@ def cosine_with_warmup(optimizer: torch.optim.Optimizer, warmup: int, steps: int
         return min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def get_rng_state() -> dict:
@@ -204,9 +198,6 @@ def restore(part: object, state: dict) -> None:
             for name, value in moments.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-# --- the run ---------------------------------------------------------------------------------------------------------
 
 
 class Run:
