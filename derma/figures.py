@@ -125,7 +125,7 @@ def grid(
         overlays: heat maps (H, W) in [0, 1] to draw over the images, None for no map.
     """
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.2 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.75 * rows), squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, name, heat in zip(axes.flat, images, titles, overlays or [None] * len(images), strict=False):
@@ -133,7 +133,7 @@ def grid(
         ax.imshow(pixels.transpose(1, 2, 0) if pixels.shape[0] == 3 else pixels)
         if heat is not None:
             ax.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
-        ax.set_title(name, fontsize="small")
+        ax.set_title(name, fontsize="x-small")
     figure.suptitle(title)
     return _save(figure, file)
 
