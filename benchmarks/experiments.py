@@ -48,9 +48,9 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
-    "frozen ResNet50": Experiment("resnet50.tv_in1k", FROZEN),
+    "frozen ResNet50": Experiment("resnet50.tv_in1k", FROZEN, seeds=1),
     "frozen ResNet50, one view": Experiment("resnet50.tv_in1k", ONE_VIEW, "frozen ResNet50"),
-    "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50"),
+    "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50", seeds=1),
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
     "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
