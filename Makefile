@@ -10,7 +10,7 @@ export DERMA_DATA ?= data/sample
 DATA := $(notdir $(DERMA_DATA:/=))
 NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ipynb
 
-# A run's folder is named by its data and its model, so that no two runs share one.
+# A run's folder is named by its data and its model, as these variables give them.
 MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
 NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
 RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter true 1,$(DERMA_FROZEN)),-frozen))
@@ -23,7 +23,7 @@ run: .venv/installed
 		echo "Executing $$notebook on $(DERMA_DATA)"; \
 		DERMA_RESULTS=$(RUN) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
 	done
-	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN))
+	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN)/scores)
 	@echo "The executed notebooks and their results are in $(RUN)/."
 
 # WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
@@ -33,7 +33,7 @@ published: .venv/installed
 	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/fine-tuned
 	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/frozen DERMA_FROZEN=true
 	$(BIN)/python get_results.py --ensemble models/published/fine-tuned/results.csv models/published/frozen/results.csv \
-		--out models/published/results.csv --figures models/published
+		--out models/published/results.csv --figures models/published/scores
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

@@ -17,6 +17,7 @@ from derma.scoring import RESAMPLES, Calibration, delong, roc_band
 from derma.tables import TASKS
 
 # Okabe and Ito's colours, for colour-blind readers (https://jfly.uni-koeln.de/color/); the dashes are for print.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ({"color": "#0072B2", "linestyle": "-"}, {"color": "#D55E00", "linestyle": "--"})
 
 
@@ -50,7 +51,7 @@ def roc(
             linestyle="none", label=f"melanoma at or above {point.threshold:.3g}",
         )  # fmt: skip
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
-    ax.set(title="Each category against the rest, with 95 % bands", aspect="equal")
+    ax.set(title="ROC curves with 95 % bands", aspect="equal")
     ax.set(xlabel="False positive rate (1 - specificity)", ylabel="True positive rate (sensitivity)")
     ax.legend(loc="lower right", fontsize="small")
     return _save(figure, file)
@@ -125,7 +126,8 @@ def grid(
         overlays: heat maps (H, W) in [0, 1] to draw over the images, None for no map.
     """
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.75 * rows), squeeze=False, layout="constrained")
+    size = (1.5 * columns, 1.75 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, name, heat in zip(axes.flat, images, titles, overlays or [None] * len(images), strict=False):
@@ -144,6 +146,6 @@ def scatter(ax: Axes, points: np.ndarray, values: np.ndarray, title: str) -> Non
     if values.dtype.kind == "f":
         ax.figure.colorbar(ax.scatter(*points.T, c=values, s=6, cmap="cividis", linewidths=0), ax=ax)
         return
-    for name, colour in zip(pd.unique(values), ("#D55E00", "#0072B2", "#009E73"), strict=False):
+    for name, colour in zip(pd.unique(values), COLOURS, strict=False):
         ax.scatter(*points[values == name].T, s=6, color=colour, label=name, linewidths=0, alpha=0.7)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, fontsize="small", markerscale=2, frameon=False)

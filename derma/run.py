@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from derma.commands import progress
 
+TRAINED = "trained before, and loaded; after an edit of the code, DERMA_RESUME=false trains it again."
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
 
 
@@ -337,8 +338,6 @@ class Run:
             if file != final:
                 set_rng_state(state["rng"][self.accelerator.process_index])
             self._rows = state["history"]
-            print(
-                f"{self.name}: {'trained before, epoch' if file == final else 'resumed after epoch'} {len(self._rows)}."
-            )
+            print(f"{self.name}: {TRAINED if file == final else f'resumed after epoch {len(self._rows)}.'}")
             return file == final
         return False

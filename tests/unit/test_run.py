@@ -93,7 +93,7 @@ def test_a_finished_training_is_loaded_and_not_repeated(unbroken, capsys):
     before = (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
     again = train(unbroken.folder, stop_after=1)
     assert (
-        "trained before, epoch 4" in capsys.readouterr().out
+        "trained before, and loaded" in capsys.readouterr().out
         and before == (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
     )
     pd.testing.assert_frame_equal(again.history, unbroken.history)
