@@ -13,7 +13,7 @@ NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ip
 # A run's folder is named by its data and its model, as these variables give them.
 MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
 NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
-RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter true 1,$(DERMA_FROZEN)),-frozen))
+RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
 WEIGHTS ?=
 
 .PHONY: run published data test test-lowest notebooks lock clean
@@ -21,16 +21,16 @@ WEIGHTS ?=
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
 		echo "Executing $$notebook on $(DERMA_DATA)"; \
-		DERMA_RESULTS=$(RUN) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
+		DERMA_RESULTS=$(RUN) DERMA_CLASSIFIER=$(or $(DERMA_CLASSIFIER),$(RUN)) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
 	done
 	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN)/scores)
 	@echo "The executed notebooks and their results are in $(RUN)/."
 
 # WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
 PUBLISHED := DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA)) DERMA_MODEL=densenet169 \
-	DERMA_WEIGHTS=$(if $(WEIGHTS),$(WEIGHTS)/densenet169.safetensors,imagenet) NOTEBOOKS=skin_lesion_classification.ipynb
+	DERMA_WEIGHTS=$(if $(WEIGHTS),$(WEIGHTS)/densenet169.safetensors,imagenet) DERMA_EVALUATE=test NOTEBOOKS=skin_lesion_classification.ipynb
 published: .venv/installed
-	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/fine-tuned
+	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/fine-tuned DERMA_FROZEN=false
 	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/frozen DERMA_FROZEN=true
 	$(BIN)/python get_results.py --ensemble models/published/fine-tuned/results.csv models/published/frozen/results.csv \
 		--out models/published/results.csv --figures models/published/scores

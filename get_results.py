@@ -148,6 +148,9 @@ def load(options: argparse.Namespace) -> Loaded:
     if options.ensemble:
         loaded.parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
         loaded.parts["mean of probabilities"] = scoring.score(loaded.joined)
+    if any(set(table.values.index) != set(held_out[0].values.index) for table in held_out):
+        warnings.append("No held_out.csv is averaged: they hold different images; train the runs on the same folds.")
+        held_out = []
     if held_out:
         parts = [join(table, truth_from_ids(held_out[0])) for table in held_out]
         loaded.held_out = parts[0].assign(**scoring.ensemble(parts))
@@ -161,13 +164,14 @@ def load(options: argparse.Namespace) -> Loaded:
 
 
 def write_mean(loaded: Loaded, out: Path) -> None:
-    """Write an ensemble's predictions, and in their folder what is held out, and the truth if there is none."""
+    """Write an ensemble's predictions, and in their folder what is held out and the truth, which replace older ones."""
     tables = {out: loaded.joined, out.with_name("held_out.csv"): loaded.held_out}
-    truth_file = out.with_name("ground_truth.csv")
-    if not truth_file.exists():
-        tables[truth_file] = loaded.truth.values.astype(int)
+    if loaded.truth.file.resolve() != out.with_name("ground_truth.csv").resolve():
+        tables[out.with_name("ground_truth.csv")] = loaded.truth.values.astype(int)
     for file, table in tables.items():
-        if table is not None:
+        if table is None:  # one of an earlier ensemble would be taken for this one's
+            file.unlink(missing_ok=True)
+        else:
             identifiers = [loaded.identifiers[stem] for stem in table.index]
             write_table(table.assign(Id=identifiers), file)
 

@@ -14,6 +14,7 @@ from skimage.measure import label
 from skimage.morphology import closing, disk
 from skimage.transform import probabilistic_hough_line
 
+from derma.commands import progress
 from derma.dataset import load_square
 from derma.scoring import Estimate, delong
 
@@ -119,7 +120,7 @@ def auc_by_group(paths: list[str], targets: np.ndarray, probabilities: np.ndarra
     """
     squares = [load_square(path, 128) for path in paths]
     share, dark = np.array([(lesion_share(square), dark_corners(square)) for square in squares]).T
-    dark, scale = dark == 1, np.array([scale_shown(load_square(path, SIDE)) for path in paths])
+    dark, scale = dark == 1, np.array([scale_shown(load_square(path, SIDE)) for path in progress(paths, desc="scales")])
     small, large = np.quantile(share, (1 / 3, 2 / 3))
     groups = {
         f"small lesion (up to {small:.0%} of the image)": share <= small,

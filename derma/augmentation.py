@@ -8,6 +8,7 @@ PIL images and draw from torch's random numbers.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ def _about(matrix: np.ndarray, centre: float) -> np.ndarray:
     return affine
 
 
+@dataclass
 class RandomWarp:
     """Flip, turn, shear, crop and resize an image at random, in one step.
 
@@ -42,8 +44,11 @@ class RandomWarp:
         ratio: the least and the greatest ratio of width to height of what is cropped.
     """
 
-    def __init__(self, size: int, degrees: float, shear: float, scale: tuple[float, float], ratio: tuple[float, float]):
-        self.size, self.degrees, self.shear, self.scale, self.ratio = size, degrees, shear, scale, ratio
+    size: int
+    degrees: float
+    shear: float
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return another view of a square image."""
@@ -71,6 +76,7 @@ class RandomWarp:
         return side, side
 
 
+@dataclass
 class RandomColor:
     """Change brightness, contrast, saturation and hue at random, in one step.
 
@@ -83,8 +89,10 @@ class RandomColor:
         hue: turned by up to this share of the full circle, either way.
     """
 
-    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0):
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return an RGB image in other light."""

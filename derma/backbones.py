@@ -32,10 +32,10 @@ def load_backbone(name: str, weights: str) -> nn.Module:
     try:
         backbone = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0)
     except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise WeightsError(
-            f"The weights of {name} could not be downloaded ({reason}) Set DERMA_WEIGHTS to a .safetensors file of "
-            "this model, or to 'none'."
+            f"The weights of {name} could not be downloaded ({reason}); set DERMA_WEIGHTS to a .safetensors "
+            "file of this model, or to 'none'."
         ) from None
     except RuntimeError as error:
         close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)

@@ -47,14 +47,13 @@ class _LogBar(tqdm):
         super().set_postfix_str(s, refresh=False)  # printed with the next line
 
 
-def progress(iterable: Iterable | None = None, *, leave: bool = False, **options) -> tqdm:
+def progress(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a tqdm on standard output: live in a terminal or Jupyter, a line every 30 to 60 seconds in a log.
 
     Args:
         iterable: what to go through, an item of which should take less than 30 seconds; without it call ``update(n)``.
-        leave: keep the last state of a live bar.
-        options: ``total``, ``initial``, ``desc`` and ``unit``, as tqdm's.
+        options: ``total``, ``desc`` and ``unit``, as tqdm's.
     """
     if sys.stdout.isatty() or "ipykernel" in sys.modules:
-        return tqdm(iterable, leave=leave, file=sys.stdout, **options)
-    return _LogBar(iterable, leave=leave, **options)
+        return tqdm(iterable, leave=False, file=sys.stdout, **options)
+    return _LogBar(iterable, leave=False, **options)

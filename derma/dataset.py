@@ -230,7 +230,7 @@ class LesionImages(Dataset):
         paths: (N,) files. ids: (N,) text. targets: (N,) class numbers.
     """
 
-    def __init__(self, images: pd.DataFrame, size: int, transform: Callable | None = None):
+    def __init__(self, images: pd.DataFrame, size: int, transform: Callable):
         self.size, self.transform, self.seed = size, transform, None
         self.paths, self.ids = images["path"].tolist(), images["id"].tolist()
         self.targets = images["target"].to_numpy()
@@ -273,8 +273,6 @@ class LesionImages(Dataset):
         """Return ``(image, target)``; ``number`` is ``epoch * len(self) + index``, see :class:`EpochOrder`."""
         epoch, index = divmod(int(number), len(self))
         image, target = self._square(index), int(self.targets[index])
-        if self.transform is None:
-            return image, target
         if self.seed is None:
             return self.transform(image), target
         with torch.random.fork_rng(devices=[]):

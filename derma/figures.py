@@ -92,7 +92,7 @@ def confusion(matrix: np.ndarray, labels: list[str], title: str, file: Path | No
     return _save(figure, file)
 
 
-def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
+def learning_curves(history: pd.DataFrame) -> Figure:
     """Draw a line for each fold: columns ``fold``, ``epoch``, ``train_loss``, ``valid_loss`` and ``valid_auc``."""
     figure, (losses, areas) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, column, name, style in (
@@ -107,7 +107,7 @@ def learning_curves(history: pd.DataFrame, file: Path | None = None) -> Figure:
     for ax in (losses, areas):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
-    return _save(figure, file)
+    return figure
 
 
 def grid(
@@ -115,7 +115,6 @@ def grid(
     titles: Sequence[str],
     columns: int = 4,
     title: str | None = None,
-    file: Path | None = None,
     overlays: Sequence[np.ndarray | None] | None = None,
 ) -> Figure:
     """Draw images in rows.
@@ -137,7 +136,7 @@ def grid(
             ax.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
         ax.set_title(name, fontsize="x-small")
     figure.suptitle(title)
-    return _save(figure, file)
+    return figure
 
 
 def scatter(ax: Axes, points: np.ndarray, values: np.ndarray, title: str) -> None:

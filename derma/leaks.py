@@ -26,7 +26,7 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
     return pairs
 
 
-def training_leaks(images: pd.DataFrame, trained: tuple[str, ...] = ("train",)) -> pd.DataFrame:
+def training_leaks(images: pd.DataFrame, trained: tuple[str, ...]) -> pd.DataFrame:
     """Return the training images that show a photograph of a split that is not trained on.
 
     ``trained`` are the splits that are trained on; "extra" always is.

@@ -27,7 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from derma.commands import progress
 
-TRAINED = "trained before, and loaded; after an edit of the code, DERMA_RESUME=false trains it again."
+TRAINED = "trained before, and loaded; DERMA_RESUME=false trains it again."
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
 
 
@@ -212,7 +212,7 @@ class Run:
         folder, name: see above.
         settings: fields with ``exclude=True`` do not change what is trained, and may differ when it is resumed.
         accelerator: as :func:`start` returns it.
-        images: names of the training images, in order.
+        about: all else that the training depends on, such as the names of its images; its ``repr`` counts.
         resume: False trains from the start.
         parts: ``network``, ``optimizer`` and ``scheduler``, prepared by the accelerator.
 
@@ -221,25 +221,18 @@ class Run:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        name: str,
-        settings: BaseModel,
-        accelerator: Accelerator,
-        *,
-        images: list[str],
-        resume: bool = True,
-        **parts: object,
+        self, folder: Path, name: str, settings: BaseModel, accelerator: Accelerator, *, about, resume=True, **parts
     ):
         self.folder, self.name, self.accelerator, self.resume = Path(folder), name, accelerator, resume
-        self.network = accelerator.unwrap_model(parts["network"])
+        self.network = accelerator.unwrap_model(parts["network"], keep_torch_compile=False)
         self.parts = parts | {"network": self.network}
         if accelerator.scaler is not None:  # float16
             self.parts["scaler"] = accelerator.scaler
         self.settings = settings.model_dump(mode="json") | {
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
-            "images": hashlib.sha256("\n".join(images).encode()).hexdigest()[:8],
+            "accumulation": accelerator.gradient_accumulation_steps,
+            "code": hashlib.sha256(repr((about, self.network, parts["optimizer"])).encode()).hexdigest()[:8],
         }
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         self._prefix, self._rows = f"{name}-checkpoint-{self.digest}", []
@@ -331,7 +324,8 @@ class Run:
             except ValueError as error:
                 print(error)
                 continue
-            if state["digest"] != self.digest:  # the trained network of other settings
+            if state["digest"] != self.digest:
+                print(f"{file}: of other settings or code; it will be replaced.")
                 continue
             for name in self.parts.keys() & state.keys():
                 restore(self.parts[name], state[name])

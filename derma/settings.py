@@ -45,7 +45,8 @@ def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> Bas
             another one in the repository knows (`make run` hands the same environment to both).
     """
     own = set(settings.model_fields)
-    given = {name[len(PREFIX) :].lower() for name in os.environ if name.upper().startswith(PREFIX)}
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    given = {name[len(PREFIX) :].lower() for name in variables if name.startswith(PREFIX)}
     for name in sorted(given - own - set().union(*map(settings_in, ROOT.glob("*.ipynb")))):
         close = difflib.get_close_matches(name, own, n=1, cutoff=0)[0]
         raise SettingsError(f"{PREFIX}{name.upper()} is not a setting; did you mean {PREFIX}{close.upper()}?")

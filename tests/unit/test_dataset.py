@@ -104,11 +104,11 @@ def test_each_image_is_decoded_once_and_shared(data_folder, monkeypatch):
     assert len(pickle.loads(pickle.dumps(images))) == 42  # for worker processes that are spawned
     monkeypatch.setattr(dataset, "CACHE_SHARE", 0)
     with pytest.raises(FileNotFoundError):
-        LesionImages(rows, 32)[0]
+        LesionImages(rows, 32, AUGMENT)[0]
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone(drawn):
-    images = LesionImages(LesionData(drawn).split("valid"), 48).augmented(AUGMENT, seed=1)
+    images = LesionImages(LesionData(drawn).split("valid"), 48, AUGMENT).augmented(AUGMENT, seed=1)
 
     def epochs(workers, dataset=images):
         loader = make_loader(dataset, 2, shuffle=True, seed=3, workers=workers)

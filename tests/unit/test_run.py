@@ -33,7 +33,7 @@ class Stopped(Exception):
     pass
 
 
-def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, **settings):
+def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, about=None, **settings):
     """Train a tiny network whose steps draw random numbers; raise after an epoch, as a killed process would."""
     seed_everything(0)
     accelerator, settings = Accelerator(cpu=True), Settings(**settings)
@@ -43,7 +43,7 @@ def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, **settings
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     scheduler = cosine_with_warmup(optimizer, warmup=2, steps=epochs * 2)
     run = Run(folder, "fold-0", settings, accelerator, network=network, optimizer=optimizer, scheduler=scheduler,
-              images=["a", "b"], resume=resume)  # fmt: skip
+              about=about, resume=resume)  # fmt: skip
     for epoch in run.remaining(epochs):
         for images, targets in run.progress(loader, epoch):
             noise = torch.randn(()) + random.random() + np.random.rand()  # noqa: NPY002
@@ -92,10 +92,8 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(broken, unbroken, ca
 def test_a_finished_training_is_loaded_and_not_repeated(unbroken, capsys):
     before = (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
     again = train(unbroken.folder, stop_after=1)
-    assert (
-        "trained before, and loaded" in capsys.readouterr().out
-        and before == (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
-    )
+    assert "trained before, and loaded" in capsys.readouterr().out
+    assert before == (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
     pd.testing.assert_frame_equal(again.history, unbroken.history)
     with pytest.raises(Stopped):
         train(unbroken.folder, stop_after=1, resume=False)
@@ -114,6 +112,8 @@ def test_other_settings_neither_continue_nor_overwrite(broken, unbroken, capsys)
     kept = shutil.copytree(broken, broken.with_name("kept"))
     train(broken, lr=0.2)
     assert "resumed" not in capsys.readouterr().out
+    train(broken, about="an edited augmentation")
+    assert "of other settings or code; it will be replaced" in capsys.readouterr().out
     assert {file.name for file in kept.glob("*checkpoint*")} == {file.name for file in broken.glob("*checkpoint*")}
     train(broken)
     assert all(map(torch.equal, state_of(broken), state_of(unbroken.folder)))
@@ -157,9 +157,4 @@ def test_the_rate_rises_then_follows_a_cosine_to_zero():
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert (
-        rates[0] == 1
-        and rates[1] == max(rates)
-        and rates[4] == pytest.approx(1)
-        and optimizer.param_groups[0]["lr"] == 0
-    )
+    assert rates[:2] == [1, max(rates)] and rates[4] == pytest.approx(1) and optimizer.param_groups[0]["lr"] == 0
