@@ -125,7 +125,7 @@ def grid(
         overlays: heat maps (H, W) in [0, 1] to draw over the images, None for no map.
     """
     rows = -(-len(images) // columns)
-    size = (1.5 * columns, 1.75 * rows)
+    size = (1.25 * columns, 1.5 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
