@@ -24,7 +24,7 @@ run: .venv/installed
 		DERMA_RESULTS=$(RUN) DERMA_CLASSIFIER=$(or $(DERMA_CLASSIFIER),$(RUN)) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
 	done
 	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN)/scores)
-	@echo "The executed notebooks and their results are in $(RUN)/."
+	@echo "The executed notebooks are in $(RUN)/, the autoencoder's files in models/$(DATA)-autoencoder/."
 
 # WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
 PUBLISHED := DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA)) DERMA_MODEL=densenet169 \

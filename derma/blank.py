@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             file = options.out / Path(path).relative_to(options.data).with_suffix(".png")
             file.parent.mkdir(parents=True, exist_ok=True)
             blank_middle(load_image(path), options.share).save(file)
+        print(f"{options.out}: blanked images, as PNG.")
     except (DatasetError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
