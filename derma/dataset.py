@@ -208,7 +208,7 @@ def seed_from(*numbers: int) -> int:
 
 
 def _fits_in_memory(size: int) -> bool:
-    """Return whether a cache of so many bytes is a fair share of what is free, for each process of this machine."""
+    """Return whether a cache of ``size`` bytes is a fair share of the free memory, for each process of this machine."""
     room = psutil.virtual_memory().available
     if Path("/dev/shm").is_dir():  # where Linux keeps shared memory; a container may have little of it
         room = min(room, shutil.disk_usage("/dev/shm").free)
