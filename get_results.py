@@ -164,14 +164,21 @@ def load(options: argparse.Namespace) -> Loaded:
 
 
 def write_mean(loaded: Loaded, out: Path) -> None:
-    """Write an ensemble's predictions, and in their folder what is held out and the truth, which replace older ones."""
-    tables = {out: loaded.joined, out.with_name("held_out.csv"): loaded.held_out}
-    if loaded.truth.file.resolve() != out.with_name("ground_truth.csv").resolve():
-        tables[out.with_name("ground_truth.csv")] = loaded.truth.values.astype(int)
+    """Write an ensemble's predictions, and in their folder what is held out and the truth; replace only its own files.
+
+    Raises:
+        TableError: that folder holds another truth, or out-of-fold predictions that are not an earlier ensemble's.
+    """
+    held_out, truth = out.with_name("held_out.csv"), out.with_name("ground_truth.csv")
+    if held_out.exists() and (loaded.held_out is None or not out.exists()):
+        raise TableError(f"{held_out}: not of this ensemble; give --out a folder of its own.")
+    if truth.exists() and not read_table(truth, truth=True).values.equals(loaded.truth.values):
+        raise TableError(f"{truth}: not the truth of this ensemble; give --out a folder of its own.")
+    tables = {out: loaded.joined, held_out: loaded.held_out}
+    if not truth.exists():
+        tables[truth] = loaded.truth.values.astype(int)
     for file, table in tables.items():
-        if table is None:  # one of an earlier ensemble would be taken for this one's
-            file.unlink(missing_ok=True)
-        else:
+        if table is not None:
             identifiers = [loaded.identifiers[stem] for stem in table.index]
             write_table(table.assign(Id=identifiers), file)
 
