@@ -16,7 +16,6 @@ averages both, and --out writes both, with the truth. Figures go to images/score
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from derma import scoring
-from derma.commands import Parser, whole_number
+from derma.commands import Parser, run_main, whole_number
 from derma.files import as_json
 from derma.tables import Table, TableError, join, read_table, truth_from_ids, write_table
 
@@ -330,19 +329,11 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Score as the command line says; returns the exit code: 0, or 2 with one sentence that says what is wrong."""
     options = parse(arguments)
-    if sys.stdout is None:  # closed by the caller
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
     try:
         run(options)
-        sys.stdout.flush()
     except TableError as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader, such as head, has closed the pipe; Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"Cannot write: {error}; name another place.", file=sys.stderr)
         return 2
@@ -350,4 +341,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -28,6 +28,7 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from derma import scoring, tables
+from derma.commands import run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "skin_lesion_classification.ipynb"
@@ -192,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -26,7 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from derma.settings import settings_in  # noqa: E402 - derma is a folder of the repository, not installed
+from derma.commands import run_main  # noqa: E402 - derma is a folder of the repository, not installed
+from derma.settings import settings_in  # noqa: E402
 
 NOTEBOOKS = ("skin_lesion_classification.ipynb", "dataset_structure_visualization.ipynb")  # in this order in each row
 
@@ -140,4 +141,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

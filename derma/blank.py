@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageStat
 
-from derma.commands import Parser, progress
+from derma.commands import Parser, progress, run_main
 from derma.dataset import DatasetError, LesionData, load_image
 
 
@@ -51,4 +51,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

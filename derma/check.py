@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from derma.commands import Parser
+from derma.commands import Parser, run_main
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData, load_square
 from derma.duplicates import LEAST_FINE, SURE_FINE, orient
 from derma.leaks import find_leaks
@@ -105,8 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
 
-from derma.commands import Parser
+from derma.commands import Parser, run_main
 from derma.files import write_text
 
 # Set for the kernel's process, unless the environment has them.
@@ -131,4 +131,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

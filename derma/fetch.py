@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from functools import partial
@@ -27,7 +26,7 @@ import pandas as pd
 
 from derma import shrink
 from derma.check import OFFICIAL
-from derma.commands import Parser, whole_number
+from derma.commands import Parser, run_main, whole_number
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.files import write_bytes, write_text
 from derma.leaks import training_leaks
@@ -285,4 +284,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -17,13 +17,16 @@ def write_bytes(content: bytes, file: str | os.PathLike) -> None:
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".part")
-    partial.write_bytes(content)
-    os.replace(partial, file)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(text: str, file: str | os.PathLike) -> None:
-    """Write a text as UTF-8, with the line ends that it has."""
-    write_bytes(text.encode(), file)
+    """Write a text as UTF-8, with the line ends that it has; bytes of file names that are not UTF-8 are escaped."""
+    write_bytes(text.encode(errors="backslashreplace"), file)
 
 
 def as_json(value: object) -> object:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
-from derma.commands import Parser, progress, whole_number
+from derma.commands import Parser, progress, run_main, whole_number
 from derma.dataset import CLASSES, SPLITS
 
 # Images of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
@@ -325,4 +325,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -27,7 +27,7 @@ from filelock import FileLock
 from filelock import Timeout as LockTimeout
 from PIL import Image, ImageCms, ImageOps
 
-from derma.commands import Parser, progress, whole_number
+from derma.commands import Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
 from derma.web import Refused, Unreachable, Web, Zip
 
@@ -259,4 +259,4 @@ def _run(originals: Path, out: Path, short_side: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
