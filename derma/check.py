@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from derma.commands import Parser, run_main
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData, load_square
 from derma.duplicates import LEAST_FINE, SURE_FINE, orient
+from derma.files import write_text
 from derma.leaks import find_leaks
 
 OFFICIAL = Path(__file__).with_name("isic2017.csv")  # every image of part 3: id, split and class (CC-0)
@@ -90,8 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  {f'{first} and {second}':16} {len(between):4}, {exact} with the same bytes, {suspected} suspected")
     out = Path("models") / data.name
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        pairs.to_csv(out / "leaks.csv", index=False, float_format="%.3f")
+        write_text(pairs.to_csv(index=False, float_format="%.3f"), out / "leaks.csv")
         if len(pairs):
             draw_sheet(pairs).save(out / "leaks.png")
     except OSError as error:

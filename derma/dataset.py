@@ -21,6 +21,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
+
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
 LABELS = [name.replace("_", " ") for name in CLASSES]
@@ -60,13 +62,17 @@ def load_square(path: str | os.PathLike, size: int) -> Image.Image:
 
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
-    """Return the reason why an image cannot be decoded in one phrase, or None if it can."""
+    """Return the reason why a file cannot be used as an image of a lesion in one phrase, or None if it can."""
+    if reason := why_no_lesion(Path(path)) or why_no_file(Path(path)):
+        return reason
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 return TOO_LARGE
             if image.mode[0] in "IF":
                 return f"more than 8 bits for each pixel (mode {image.mode}), which would be clipped"
+            if reason := why_misread(image):
+                return reason
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
         return "empty file" if Path(path).stat().st_size == 0 else "not an image"
@@ -79,7 +85,7 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.name[0] not in "._")
+    return sorted(entry for entry in folder.iterdir() if not is_passed_over(entry.name))
 
 
 def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator[tuple[str, str, str, int]]:
@@ -112,7 +118,7 @@ def _check_endings(paths: list[str]) -> tuple[list[str], dict[str, str]]:
 class LesionData:
     """A data folder with its three splits, opened and checked once.
 
-    Every image is decoded once (at reduced scale) while opening. What cannot be decoded is listed in ``unreadable``.
+    Every image is decoded once (at reduced scale) while opening. Masks and what cannot be decoded are ``unreadable``.
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``.
@@ -361,7 +367,7 @@ def open_data(root: Path, extra: Path | None = None, *, drop_leaks: bool, traine
         draw_sample(root)
     data = LesionData(root, extra)
     if len(data.unreadable):
-        print(f"Removed, since they cannot be read: {len(data.unreadable)} files, such as")
+        print(f"Removed, since they cannot be used: {len(data.unreadable)} files, such as")
         print(data.unreadable.head(5).to_string(index=False))
     if drop_leaks:
         leaks = training_leaks(data.images, trained)

@@ -10,6 +10,7 @@ in OUT are not shrunk again; unreadable ones are listed in ``OUT/refused.csv``.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import pandas as pd
@@ -29,11 +30,14 @@ from PIL import Image, ImageCms, ImageOps
 
 from derma.commands import Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
+from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
 from derma.web import Refused, Unreachable, Web, Zip
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
 SHORT_SIDE = 256
+# What a file system answers where one name does not fit: too long, in the place of a folder, not its encoding.
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 Reasons = list[tuple[str, str]]  # names of images that could not be had, each with the reason
 
 
@@ -52,9 +56,8 @@ class Original(NamedTuple):
 
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Return an 8-bit sRGB image: colour profile applied, CMYK and palettes converted, transparency put on white."""
-    if image.mode.startswith(("I;16", "I", "F")):  # 16-bit greys; a plain conversion would clip them to white
-        scale = 1 / 257 if image.getextrema()[1] > 255 else 1
-        return image.convert("F").point(lambda value: value * scale + 0).convert("L").convert("RGB")
+    if image.mode[0] == "I":  # 16-bit greys; a plain conversion would clip them to white
+        return image.convert("F").point(lambda value: value * (1 / 257) + 0).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         colours = _to_srgb(image.convert("RGB"))  # keeps the profile
@@ -71,10 +74,13 @@ def shrink(content: bytes, short_side: int = SHORT_SIDE) -> Image.Image:
     """Decode the bytes of an image's file, and make it small.
 
     Returns an upright 8-bit RGB image in sRGB with the original's aspect ratio and a shorter side of ``short_side``
-    pixels; a smaller image keeps its size. Refused: truncated, no image, or more than 179 million pixels.
+    pixels; a smaller image keeps its size. Refused: truncated, no image, more than 179 million pixels, or more than 8
+    bits for each value that cannot be scaled.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if reason := why_misread(image):
+                raise Refused(reason)
             image.draft(None, (short_side, short_side))
             image.load()
             small = _to_srgb(ImageOps.exif_transpose(image))
@@ -98,7 +104,8 @@ def writing_into(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder.absolute().parent / f".{folder.absolute().name}.lock", timeout=0):
             for unfinished in folder.rglob("*.jpg.part"):
-                unfinished.unlink()
+                if unfinished.is_file():
+                    unfinished.unlink()
             yield
     except LockTimeout:
         message = f"{folder}: another process is writing into it; wait for it, or name another folder."
@@ -107,9 +114,7 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 def _why_unread(member: zipfile.ZipInfo) -> str | None:
     """Return why a zip's member must not be unpacked, or None."""
-    path = PurePosixPath(member.filename.replace("\\", "/"))
     reasons = {
-        "points outside the folder": path.is_absolute() or ".." in path.parts or ":" in path.parts[0],
         "a link": stat.S_ISLNK(member.external_attr >> 16),
         "encrypted": member.flag_bits & 1,
         f"{member.file_size:,} bytes unpacked: a zip bomb?": member.file_size > MOST_BYTES,
@@ -117,16 +122,45 @@ def _why_unread(member: zipfile.ZipInfo) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
+def _why_unwanted(path: PurePosixPath) -> str | None:
+    """Return why a file is refused by its name alone, or None."""
+    if path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive:
+        return "points outside the folder"
+    return why_no_lesion(path) or (None if path.suffix.lower() in SUFFIXES else "not an image by its name")
+
+
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str | None]]:
+    """Yield each file below a folder and why it cannot be read, or None; links to folders are followed."""
+    real = folder.resolve()
+    if real in above:
+        yield folder, "a link to a folder that it lies in"
+        return
+    try:
+        entries = [entry for entry in folder.iterdir() if not is_passed_over(entry.name)]
+    except OSError as error:
+        yield folder, error.strerror
+        return
+    for entry in entries:
+        if os.path.isdir(entry):  # noqa: PTH112 - Path.is_dir raises where it may not look
+            yield from _walk(entry, (*above, real))
+        else:
+            yield entry, why_no_file(entry)
+
+
 def find_originals(location: str | Path, web: Web | None = None) -> list[Original]:
     """Return the files of a folder, or of a zip at a path or URL, ordered by name; those of file managers are skipped.
+
+    Names have slashes, also those that a zip made on Windows has with backslashes.
 
     Raises:
         Unreachable, Refused, OSError: there is no such folder or zip.
     """
     root = Path(location)
     if root.is_dir():
-        files = [path for path in root.rglob("*") if path.is_file()]
-        found = [Original(path.relative_to(root).as_posix(), path.stat().st_size, path.read_bytes) for path in files]
+        found = [
+            Original(path.relative_to(root).as_posix(), 0 if reason else path.stat().st_size, path.read_bytes, reason)
+            for path, reason in _walk(root)
+        ]
     else:
         archive = Zip(location, web)
         found = [
@@ -134,15 +168,12 @@ def find_originals(location: str | Path, web: Web | None = None) -> list[Origina
             for each in archive.members
         ]
     originals = []
-    for original in sorted(found, key=lambda each: each.name):
-        path, reason = PurePosixPath(original.name), original.reason
-        if path.stem.endswith("_superpixels"):
-            reason = reason or "a mask of part 2 of the challenge, not an image"
-        elif path.suffix.lower() not in SUFFIXES:
-            reason = reason or "not an image by its name"
-        if not any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts):
-            originals.append(original._replace(reason=reason))
-    return originals
+    for original in found:
+        name = original.name.replace("\\", "/")
+        path = PurePosixPath(name)
+        if not (name.endswith("/") or any(map(is_passed_over, path.parts))):  # a slash: a folder
+            originals.append(original._replace(name=name, reason=original.reason or _why_unwanted(path)))
+    return sorted(originals, key=lambda each: each.name)
 
 
 def _shrink_one(original: Original, target: Path, short_side: int) -> str | None:
@@ -153,7 +184,12 @@ def _shrink_one(original: Original, target: Path, short_side: int) -> str | None
         return str(error)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=95, subsampling=0)
-    write_bytes(buffer.getvalue(), target)
+    try:
+        write_bytes(buffer.getvalue(), target)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
+            raise
+        return f"its name cannot be written here ({error.strerror if isinstance(error, OSError) else error.reason})"
     return None
 
 
@@ -165,16 +201,18 @@ def shrink_originals(
     The threads decode at the same time, since Pillow releases Python's lock. If a server or the disk fails, the images
     that had arrived are kept, and ``stop`` is called so that nothing else is requested.
     """
-    refused, todo, taken = [], [], {}
+    refused, todo, taken, folders = [], [], {}, {}
     for original, target in jobs:
         reason = original.reason
-        if target in taken:
-            reason = reason or f"would overwrite {taken[target]}, which has the same name"
+        other = next((taken[each] for each in (target, *target.parents) if each in taken), folders.get(target))
+        if reason is None and other is not None:
+            reason = f"its file or folder needs the same name as {other}"
         if reason is not None:
             refused.append((original.name, reason))
             continue
         taken[target] = original.name
-        if not target.exists():
+        folders |= dict.fromkeys(target.parents, original.name)
+        if not os.path.exists(target):  # noqa: PTH110 - Path.exists raises for too long a name
             todo.append((original, target))
     bar = progress(total=sum(original.size for original, _ in todo), unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(threads) as pool:
@@ -214,7 +252,8 @@ def shrink_all(originals: str | os.PathLike, out: str | os.PathLike, short_side:
     inner, outer = originals.resolve(), out.resolve()
     if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
         raise CannotWrite(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
-    jobs = [(each, out / PurePosixPath(each.name).with_suffix(".jpg")) for each in find_originals(originals)]
+    paths = [(each, out / each.name) for each in find_originals(originals)]
+    jobs = [(each, path.with_name(f"{path.stem}.jpg")) for each, path in paths]
     with writing_into(out):
         refused = shrink_originals(jobs, short_side, os.cpu_count())
         write_report(refused, out)
@@ -251,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(originals: Path, out: Path, short_side: int) -> str:
     refused = shrink_all(originals, out, short_side)
-    count = sum(1 for _ in out.rglob("*.jpg"))
+    count = sum(path.is_file() for path in out.rglob("*.jpg"))
     print(f"{out}: {count:,} images; {len(refused):,} files refused.")
     if refused:
         print(f"The reasons are in {out / 'refused.csv'}, such as '{': '.join(refused[0])}'.")

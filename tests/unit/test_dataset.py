@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 
@@ -23,7 +24,8 @@ def test_a_folder_is_opened_with_its_classes_in_order(drawn):
     assert valid["id"][0].startswith("data/tiny/valid/melanoma/DRAWN_") and len(data.split("train", "valid")) == 31
 
 
-def test_unreadable_images_are_named_and_removed(data_folder, capsys):
+def test_unusable_images_are_named_and_removed(data_folder, capsys):
+    """Issue 21: values (row 5), masks (row 6), dangling links and pipes (row 7), files of file managers and systems (row 19)."""
     folder = data_folder / "train" / "nevus"
     files = sorted(folder.glob("*.jpg"))
     files[0].write_bytes(files[0].read_bytes()[:500])
@@ -31,13 +33,22 @@ def test_unreadable_images_are_named_and_removed(data_folder, capsys):
     files[2].rename(folder / "other.webp2")
     shutil.copy(files[3], folder / "image.avif")
     Image.new("I;16", (40, 40)).save(folder / "deep.png")
-    (folder / "._thumbnail.jpg").write_bytes(b"hidden")
+    shutil.copy(files[3], folder / "ISIC_1_superpixels.jpg")
+    shutil.copy(files[3], folder / "_DSC0001.jpg")  # as cameras name images in Adobe RGB
+    (folder / "dark.ppm").write_bytes(b"P6 4 4 65535 " + b"\x0f\xff" * 48)  # 12 bits of 16
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    for name in ("._thumbnail.jpg", "@eaDir/a.jpg", "../__MACOSX/a.jpg", ".ipynb_checkpoints/a.jpg", "Thumbs.db"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"hidden")
     data = open_data(data_folder, drop_leaks=False, trained=("train",))
     reasons = {file.split("/")[-1]: reason for file, reason in data.unreadable.to_numpy()}
     assert reasons[files[1].name] == "empty file" and "more than 8 bits" in reasons["deep.png"]
-    assert "an ending that is not read" in reasons["image.avif"] and len(reasons) == 4
-    assert data.counts.loc["train", "nevus"] == 9
-    assert "Removed, since they cannot be read: 4 files" in capsys.readouterr().out
+    assert "an ending that is not read" in reasons["image.avif"] and len(reasons) == 8
+    assert "a mask" in reasons["ISIC_1_superpixels.jpg"] and "a link to nowhere.jpg" in reasons["gone.jpg"]
+    assert "a pipe" in reasons["pipe.jpg"] and "almost black" in reasons["dark.ppm"]
+    assert data.counts.loc["train", "nevus"] == 10
+    assert "Removed, since they cannot be used: 8 files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

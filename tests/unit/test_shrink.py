@@ -1,13 +1,18 @@
 import io
+import os
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
+from derma import shrink as module
 from derma.sample import draw_image
 from derma.shrink import main, shrink
+from derma.web import Refused
 
 LARGE = draw_image("nevus", np.random.default_rng(3), (1152, 768))
 
@@ -39,6 +44,44 @@ def test_modes(mode):
     assert difference(shrink(encoded(image, "PNG")), expected.convert("RGB")) < 3
 
 
+def deep_png(values) -> bytes:
+    """A PNG of (H, W, 3) 16-bit values, which Pillow does not write."""
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("encode", "most", "reason"),
+    [
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"), 1, "floating-point"),
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.int32)), "TIFF"), 65535, "32-bit"),
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.uint16)), "TIFF"), 65535, None),
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.uint16)), "TIFF"), 16383, "almost black"),
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.uint16)), "TIFF", tiffinfo={262: 0}), 65535, "white as"),
+        (lambda grey: encoded(Image.fromarray(grey.astype(np.uint16)), "PNG"), 4095, "almost black"),
+        (lambda grey: deep_png(np.stack([grey] * 3, 2)), 65535, None),
+        (lambda grey: deep_png(np.stack([grey] * 3, 2)), 4095, "almost black"),
+        (lambda grey: b"P6 64 64 4095 " + np.repeat(grey.astype(">u2"), 3).tobytes(), 4095, None),
+        (lambda grey: b"P6 64 64 65535 " + np.repeat(grey.astype(">u2"), 3).tobytes(), 4095, "almost black"),
+        (lambda grey: b"P5 64 64 1023 " + grey.astype(">u2").tobytes(), 1023, None),
+    ],
+)
+def test_values_of_more_than_8_bits(encode, most, reason):
+    """Issue 21, row 5: scaled by what the file says that it holds, or refused with the reason."""
+    grey = np.linspace(0, 1, 4096).reshape(64, 64)
+    if reason:
+        with pytest.raises(Refused, match=reason):
+            shrink(encode(grey * most))
+    else:
+        expected = Image.fromarray((grey * 255).astype(np.uint8)).convert("RGB")
+        assert difference(shrink(encode(grey * most)), expected) < 1
+
+
 def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
     image, clear = Image.new("RGB", (64, 64), (120, 80, 60)), Image.new("RGBA", (40, 40), (200, 0, 0, 0))
     assert shrink(encoded(clear, "PNG")).getpixel((5, 5)) == (255, 255, 255)
@@ -51,19 +94,35 @@ def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_folder_or_zip_whose_members_point_elsewhere(tmp_path, capsys, zipped):
+def test_a_folder_or_zip_as_people_have_them(tmp_path, capsys, zipped):
+    """Issue 21: names of Windows (row 4), masks (row 6), links and pipes (row 7), bytes that are not UTF-8 (row 8),
+    names that do not fit (row 17), and files of file managers and systems (row 19)."""
     whole, originals, out = encoded(LARGE, quality=95), tmp_path / "originals", tmp_path / "deep" / "out"
-    files = {name: (whole, None) for name in ("train/nevus/a.jpg", "train/nevus/b.JPEG", "test/c.jpg")}
+    made = {"train/nevus/a.jpg", "train/nevus/b.jpg", "test/_DSC1.jpg", "test/c.jpg", "test/d.jpg/e.jpg"}
+    files = {name: (whole, None) for name in made - {"train/nevus/b.jpg"}} | {"train\\nevus\\b.JPEG": (whole, None)}
+    ignored = {
+        "._a.jpg",
+        "@eaDir/a.jpg",
+        "__MACOSX/a.jpg",
+        "Thumbs.db",
+        "test/.ipynb_checkpoints/a.jpg",
+        "#recycle/a.jpg",
+    }
+    files |= dict.fromkeys(ignored, (whole, None))
     files |= {  # and why they are refused
         "test/truncated.jpg": (whole[: len(whole) // 2], "truncated"),
         "test/html.jpg": (b"<html>404</html>", "not an image"),
         "test/bomb.ppm": (b"P6 20000 20000 255 ", "bomb"),
         "test/notes.txt": (b"hello", "not an image by its name"),
-        "test/ISIC_1_superpixels.png": (b"mask", "mask"),
-        "train/nevus/a.png": (whole, "a.jpg, which has the same name"),
+        "train/nevus/a.png": (whole, "the same name as train/nevus/a.jpg"),
+        "test/d.png": (whole, "the same name as test/d.jpg/e.jpg"),
+        f"test/{'n' * 251}.jpg": (whole, "name too long"),
     }
+    for name in ("ISIC_1_superpixels", "ISIC_1_Segmentation", "a-mask 2", "ISIC_1_attribute_streaks", "IMD002_lesion"):
+        files[f"test/{name}.png"] = (whole, "a mask by its name")
     if zipped:
-        files |= dict.fromkeys(("../escape.jpg", "/absolute.jpg", "C:\\windows.jpg"), (whole, "outside"))
+        files |= dict.fromkeys(("../escape.jpg", "/absolute.jpg", "C:/windows.jpg"), (whole, "outside"))
+        files |= {"test\\": (b"", None), "train/nevus/a.jpg/f.jpg": (whole, "the same name as train/nevus/a.jpg")}
         with zipfile.ZipFile(originals, "w") as archive:
             for name, (content, _) in files.items():
                 archive.writestr(name, content)
@@ -71,10 +130,24 @@ def test_a_folder_or_zip_whose_members_point_elsewhere(tmp_path, capsys, zipped)
         for name, (content, _) in files.items():
             (originals / name).parent.mkdir(parents=True, exist_ok=True)
             (originals / name).write_bytes(content)
+        (originals / "test/loop").symlink_to(originals)
+        (originals / "test/gone.jpg").symlink_to(".git/annex/objects/gone.jpg")
+        os.mkfifo(originals / "test/pipe.jpg")
+        (originals / os.fsdecode(b"test/b\xf6se.jpg")).write_bytes(b"")
+        others = {
+            "test/loop": "a link to",
+            "test/gone.jpg": "is missing",
+            "test/pipe.jpg": "a pipe",
+            r"test/b\udcf6se.jpg": "not",
+        }
+        files |= {name: (b"", reason) for name, reason in others.items()}
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "g.jpg").write_bytes(whole)
+        (originals / "linked").symlink_to(tmp_path / "elsewhere")
+        made |= {"linked/g.jpg"}
     for _ in range(2):  # the second time it continues where it stopped
-        assert main([str(originals), str(out)]) == 0 and "3 images" in capsys.readouterr().out
-        names = {path.relative_to(out).as_posix() for path in out.rglob("*.jpg")}
-        assert names == {"test/c.jpg", "train/nevus/a.jpg", "train/nevus/b.jpg"}
+        assert main([str(originals), str(out)]) == 0 and f"{len(made)} images" in capsys.readouterr().out
+        assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == made | {"refused.csv"}
         report = pd.read_csv(out / "refused.csv").set_index("file")["reason"]
         assert set(report.index) == {name for name, (_, reason) in files.items() if reason}
         assert all(files[name][1] in reason for name, reason in report.items())
@@ -82,6 +155,17 @@ def test_a_folder_or_zip_whose_members_point_elsewhere(tmp_path, capsys, zipped)
             assert small.size == (384, 256) and small.layer[0][1:3] == (1, 1)  # no chroma subsampling
         (out / "test/c.jpg").unlink()
     assert not list(tmp_path.rglob("escape.jpg"))
+
+
+def test_a_full_disk_stops_it(tmp_path, monkeypatch, capsys):
+    def write(content, file):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "in").mkdir()
+    LARGE.save(tmp_path / "in" / "a.jpg")
+    monkeypatch.setattr(module, "write_bytes", write)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_wrong_originals_and_places(tmp_path, capsys):
