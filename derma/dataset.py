@@ -26,6 +26,8 @@ from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
 LABELS = [name.replace("_", " ") for name in CLASSES]
+# The endings of files that are taken for images; why_unreadable refuses those that torchvision does not list.
+ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
 OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
 TOO_LARGE = "more pixels than Pillow's limit for a safe image"
 CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
@@ -63,8 +65,11 @@ def load_square(path: str | os.PathLike, size: int) -> Image.Image:
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
     """Return the reason why a file cannot be used as an image of a lesion in one phrase, or None if it can."""
-    if reason := why_no_lesion(Path(path)) or why_no_file(Path(path)):
+    path = Path(path)
+    if reason := why_no_lesion(path) or why_no_file(path):
         return reason
+    if path.suffix.lower() not in IMG_EXTENSIONS:
+        return OTHER_ENDING
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -75,7 +80,7 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
                 return reason
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
-        return "empty file" if Path(path).stat().st_size == 0 else "not an image"
+        return "empty file" if path.stat().st_size == 0 else "not an image that can be read"
     except Image.DecompressionBombError:
         return TOO_LARGE
     # A damaged file can surface as nearly anything in a decoder; each of them means "remove it, and say so".
@@ -105,14 +110,6 @@ def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator
             if entry.is_dir():
                 raise DatasetError(f"{entry}: a folder inside a class folder; put its images straight into {name}.")
             yield str(entry), f"data/{identifier}/{name}/{entry.name}", split, target
-
-
-def _check_endings(paths: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the files that are read as images, and a reason for those that only Pillow would take for images."""
-    others = set(Image.registered_extensions()) - set(IMG_EXTENSIONS) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
-    endings = {path: Path(path).suffix.lower() for path in paths}
-    read = [path for path in paths if endings[path] in IMG_EXTENSIONS]
-    return read, {path: OTHER_ENDING for path in paths if endings[path] in others}
 
 
 class LesionData:
@@ -148,14 +145,14 @@ class LesionData:
         rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
         if extra is not None:
             rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
-        paths, reasons = _check_endings([path for path, *_ in rows])
+        rows = [row for row in rows if Path(row[0]).suffix.lower() in ENDINGS]
+        images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
-            reasons |= {path: why for path, why in zip(paths, pool.map(why_unreadable, paths)) if why}
+            reasons = dict(zip(images["path"], pool.map(why_unreadable, images["path"])))
+        reasons = {path: why for path, why in reasons.items() if why}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
-        readable = set(paths) - set(reasons)
-        images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
-        self.images = images[images["path"].isin(readable)].reset_index(drop=True)
+        self.images = images[~images["path"].isin(set(reasons))].reset_index(drop=True)
         self._check_classes(reasons)
         self._check_names()
         if extra is not None and "extra" not in set(self.images["split"]):

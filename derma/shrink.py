@@ -89,7 +89,7 @@ def shrink(content: bytes, short_side: int = SHORT_SIDE) -> Image.Image:
             return small
         return small.resize([max(1, round(side * scale)) for side in small.size], Image.Resampling.LANCZOS)
     except Image.UnidentifiedImageError:
-        raise Refused("not an image") from None
+        raise Refused("not an image that can be read") from None
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
         raise Refused(str(error) or type(error).__name__) from None
 

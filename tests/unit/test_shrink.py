@@ -1,8 +1,10 @@
+import errno
 import io
 import os
 import struct
 import zipfile
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -37,11 +39,10 @@ def test_sizes_and_orientation():
     assert difference(turned, shrink(whole).transpose(Image.Transpose.ROTATE_270)) < 1.5
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
 def test_modes(mode):
-    expected = LARGE.resize((384, 256)).convert("L" if mode == "I;16" else mode)
-    image = Image.fromarray(np.asarray(expected, np.uint16) * 257) if mode == "I;16" else expected
-    assert difference(shrink(encoded(image, "PNG")), expected.convert("RGB")) < 3
+    expected = LARGE.resize((384, 256)).convert(mode)
+    assert difference(shrink(encoded(expected, "PNG")), expected.convert("RGB")) < 3
 
 
 def deep_png(values) -> bytes:
@@ -157,21 +158,13 @@ def test_a_folder_or_zip_as_people_have_them(tmp_path, capsys, zipped):
     assert not list(tmp_path.rglob("escape.jpg"))
 
 
-def test_a_full_disk_stops_it(tmp_path, monkeypatch, capsys):
-    def write(content, file):
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "in").mkdir()
-    LARGE.save(tmp_path / "in" / "a.jpg")
-    monkeypatch.setattr(module, "write_bytes", write)
-    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 2
-    assert "No space left" in capsys.readouterr().err
-
-
-def test_wrong_originals_and_places(tmp_path, capsys):
+def test_wrong_originals_and_places(tmp_path, monkeypatch, capsys):
     (tmp_path / "torn.zip").write_bytes(b"PK\3\4")
     (tmp_path / "empty").mkdir()
     says = {"nowhere": "No such file", "torn.zip": "not a zip", "empty": "no image", ".": "one inside the other"}
     for name, message in says.items():
         assert main([str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+    LARGE.save(tmp_path / "empty" / "a.jpg")
+    monkeypatch.setattr(module, "write_bytes", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    assert main([str(tmp_path / "empty"), str(tmp_path / "out")]) == 2 and "No space" in capsys.readouterr().err
