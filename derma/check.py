@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(data.counts.to_string())
-    print(f"\nUnreadable: {len(data.unreadable)}")
+    print(f"\nNot usable: {len(data.unreadable)}")
     print("".join(f"  {file}: {reason}\n" for file, reason in data.unreadable.head(20).to_numpy()), end="")
     problems = compare_with_official(data.images)
     if (problems["problem"] == "missing").sum() == len(pd.read_csv(OFFICIAL)):

@@ -18,7 +18,7 @@ def test_unreadable_images_and_leaks_between_splits(data_folder, monkeypatch, ca
     assert check.main(["nowhere"]) == 2 and capsys.readouterr().err.count("\n") == 1
     assert check.main(["tiny"]) == 0
     out = capsys.readouterr().out
-    assert "Unreadable: 1" in out and "torn.jpg" in out and "Not ISIC 2017" in out and "one photograph: 2\n" in out
+    assert "Not usable: 1" in out and "torn.jpg" in out and "Not ISIC 2017" in out and "one photograph: 2\n" in out
     assert "train and test      1, 0 with the same" in out and "valid and test      1, 1 with the same" in out
     leaks = pd.read_csv("models/tiny/leaks.csv")
     assert leaks["splits"].tolist() == ["valid, test", "train, test"]
