@@ -5,6 +5,7 @@
     python get_results.py results.csv --compare other.csv # is one better than the other, or is it chance?
     python get_results.py --ensemble models/a/results.csv models/b/results.csv --out models/m/results.csv
     python get_results.py 0.4 --ensemble a.csv b.csv      # the mean of several predictions, at another threshold
+    python get_results.py logits.csv --scores             # any numbers: only what their order tells
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
 The truth is the ground_truth.csv in the folder of the predictions, or else the one in this folder, unless --truth names
@@ -15,7 +16,6 @@ averages both, and --out writes both, with the truth. Figures go to images/score
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,22 +25,11 @@ import pandas as pd
 from derma import scoring
 from derma.commands import Parser, run_main, whole_number
 from derma.files import as_json
-from derma.tables import Table, TableError, join, read_table, truth_from_ids, write_table
+from derma.tables import Table, TableError, join, number, read_table, truth_from_ids, write_table
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
 FEW = 10  # images of a class
-
-
-def number_from_0_to_1(text: str) -> float:
-    """A type for ``add_argument``."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' should be a number from 0 to 1")
-    return number
 
 
 def held_out_files(predictions: list[Path]) -> tuple[list[Path], list[str]]:
@@ -67,14 +56,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, metavar="FILE", help="test the difference to these predictions")
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="FILE", help="score the mean of these predictions")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with --ensemble: write the mean")
+    parser.add_argument("--scores", action="store_true", help="any numbers, such as logits: only their order counts")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of text")
-    parser.add_argument(
-        "--figures",
-        type=Path,
-        default=Path("images/scores"),
-        metavar="DIR",
-        help="default: %(default)s; 'none' for none",
-    )
+    folder = Path("images/scores")
+    parser.add_argument("--figures", type=Path, default=folder, metavar="DIR", help=f"default: {folder}; or 'none'")
     parser.add_argument("--show", action="store_true", help="also open the figures in windows")
     parser.add_argument(
         "--resamples", type=whole_number(1, 10_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
@@ -87,17 +72,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("name one file of predictions, or several after --ensemble")
     if options.out and not options.ensemble:
         parser.error("--out goes with --ensemble")
+    if options.scores and (options.ensemble or options.threshold):
+        parser.error("--scores goes without a threshold and without --ensemble, which need probabilities")
     if options.show and str(options.figures) == "none":
         parser.error("--show needs figures; remove --figures none")
-    try:
-        options.threshold = number_from_0_to_1(options.threshold or "0.5")
-    except argparse.ArgumentTypeError as error:
-        parser.error(f"the threshold {error}")
+    threshold = number(options.threshold or "0.5")
+    if not 0 <= threshold <= 1:
+        parser.error(f"the threshold '{options.threshold}' should be a number from 0 to 1")
+    options.threshold = None if options.scores else threshold
     options.predictions = options.ensemble or [Path(options.results)]
     if options.truth is None:
         own = options.predictions[0].parent / "ground_truth.csv"
         options.truth = own if own.exists() else Path("ground_truth.csv")
-    options.held_out, options.warnings = held_out_files(options.predictions)
+    options.held_out, options.warnings = ([], []) if options.scores else held_out_files(options.predictions)
     if options.out and not options.out.name:
         parser.error(f"--out '{options.out}' is no file; name one")
     read = [*options.predictions, options.truth, *options.held_out, *([options.compare] if options.compare else [])]
@@ -134,12 +121,13 @@ class Loaded:
 def load(options: argparse.Namespace) -> Loaded:
     """Read the predictions, the truth and what is held out, and average an ensemble."""
     truth = read_table(options.truth, truth=True)
-    tables, held_out = ([read_table(file) for file in files] for files in (options.predictions, options.held_out))
+    tables = [read_table(file, scores=options.scores) for file in options.predictions]
+    held_out = [read_table(file) for file in options.held_out]
     joined = [join(table, truth) for table in tables]
     warnings = [*options.warnings, *(warning for table in (*tables, *held_out) for warning in table.warnings)]
     loaded = Loaded(joined[0].assign(**scoring.ensemble(joined)), truth, warnings)
-    for number, name in enumerate(("melanomas", "seborrheic keratoses"), start=1):
-        positives = int(joined[0][f"true_{number}"].sum())
+    for category, name in enumerate(("melanomas", "seborrheic keratoses"), start=1):
+        positives = int(joined[0][f"true_{category}"].sum())
         if min(positives, len(joined[0]) - positives) < FEW:
             loaded.warnings.append(
                 f"{options.truth}: {positives} {name} among {len(joined[0])} images: too few to trust an interval."
@@ -200,28 +188,30 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
             f"{category} {NAMES[category]:22} {area!s:22} {scoring.METHODS[category]:10} "
             f"{f'[{check.low:.3f}, {check.high:.3f}]':18} {report.ranks[category] if official else '-'}"
         )
-    print_points(report.points)
-    goals = ", ".join(map(str, scoring.CHALLENGE_SENSITIVITIES))
-    print(
-        "The first threshold is the one asked for, or 0.5. The others reach the challenge's sensitivities\n"
-        f"({goals}) on these same images; their specificity, PPV and NPV are those at that\n"
-        "sensitivity, by a bootstrap that chooses the threshold again each time. PPV and NPV hold where\n"
-        f"{positives[1] / len(joined):.1%} of lesions are melanomas."
-    )
-    print(f"\n{'':24} {'average precision':18} {'Brier score':12} expected calibration error")
-    for category, calibration in report.calibration.items():
+    if report.points:
+        print_points(report.points)
+        found = [f"{each.threshold:.6g} ({each.matrix[1, 1] / positives[1]:.3f})" for each in report.points[1:]]
         print(
-            f"{category} {NAMES[category]:22} {report.average_precision[category]:<18.3f} {calibration.brier:<12.3f} "
-            f"{calibration.error:.3f}"
+            "The first row is at the threshold asked for, or 0.5; the others are at the challenge's sensitivities,\n"
+            "interpolated on the ROC curve. Thresholds that reach them on these images, with their own sensitivity:\n"
+            f"{', '.join(found)}. PPV and NPV hold where {positives[1] / len(joined):.1%} of lesions are melanomas."
         )
+    print(f"\n{'':24} {'average precision':18} {'AUC, sens. > 80 %':18} {'Brier score':12} expected calibration error")
+    for category, precision in report.average_precision.items():
+        calibration = report.calibration.get(category)
+        brier, error = (f"{calibration.brier:.3f}", f"{calibration.error:.3f}") if calibration else "--"
+        above = report.areas_above_80[category]
+        print(f"{category} {NAMES[category]:22} {precision:<18.3f} {above:<18.3f} {brier:12} {error}")
 
 
 def print_points(points: list[scoring.OperatingPoint]) -> None:
-    """Print a row for each threshold of melanoma."""
-    print(f"\n{'melanoma at':12} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
+    """Print a row for each threshold, or given sensitivity, of melanoma."""
+    print(f"\n{'melanoma at':18} {'sensitivity':21} {'specificity':21} {'PPV':21} {'NPV':21} balanced accuracy")
     for point in points:
-        rates = " ".join(f"{rate!s:21}" for rate in (point.sensitivity, point.specificity, point.ppv, point.npv))
-        print(f"{point.threshold:<12.6g} {rates} {point.balanced_accuracy:.3f}")
+        name = f"sensitivity {point.goal:g}" if point.goal else f"threshold {point.threshold:.6g}"
+        found = f"{point.goal:.3f}" if point.goal else str(point.sensitivity)
+        rates = " ".join(f"{rate!s:21}" for rate in (found, point.specificity, point.ppv, point.npv))
+        print(f"{name:18} {rates} {point.balanced_accuracy:.3f}")
 
 
 def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
@@ -267,12 +257,14 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
 
     from derma import figures
 
-    files = {name: options.figures / f"{name}.png" for name in ("roc", "reliability", "melanoma_confusion")}
+    names = ("roc", "reliability", "melanoma_confusion") if report.points else ("roc",)
+    files = {name: options.figures / f"{name}.png" for name in names}
     figures.roc(joined, report.points, files["roc"], options.resamples, options.seed)
-    figures.reliability(report.calibration, files["reliability"])
-    point = report.points[0]
-    title = f"Melanoma at threshold {point.threshold:.3g}"
-    figures.confusion(point.matrix, ["other", "melanoma"], title, files["melanoma_confusion"])
+    if report.points:
+        figures.reliability(report.calibration, files["reliability"])
+        point = report.points[0]
+        title = f"Melanoma at threshold {point.threshold:.3g}"
+        figures.confusion(point.matrix, ["other", "melanoma"], title, files["melanoma_confusion"])
     if options.show:
         plt.show()
     return [str(file) for file in files.values()]
@@ -283,7 +275,7 @@ def run(options: argparse.Namespace) -> None:
     loaded = load(options)
     joined, comparison = loaded.joined, {}
     if options.compare:
-        other = read_table(options.compare)
+        other = read_table(options.compare, scores=options.scores)
         loaded.warnings += other.warnings
         comparison = scoring.compare(joined, join(other, loaded.truth), options.resamples, options.seed)
     for warning in loaded.warnings:

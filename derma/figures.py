@@ -46,9 +46,10 @@ def roc(
         false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
         ax.plot(false_positive_rate, true_positive_rate, label=f"{name}: AUC {delong(truth, probability)}", **style)
     for point, marker in zip(points, "os^Dv", strict=False):
+        place = f"sensitivity {point.goal:g}" if point.goal else f"or above {point.threshold:.3g}"
         ax.plot(
             1 - point.specificity.value, point.sensitivity.value, marker, color="black", markerfacecolor="white",
-            linestyle="none", label=f"melanoma at or above {point.threshold:.3g}",
+            linestyle="none", label=f"melanoma at {place}",
         )  # fmt: skip
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
     ax.set(title="ROC curves with 95 % bands", aspect="equal")
@@ -63,7 +64,7 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None, 
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="as predicted")
     for calibration, name, style, marker in zip(calibrations.values(), TASKS.values(), STYLES, "os", strict=True):
         bins = calibration.bins
-        errors = np.maximum([bins["observed"] - bins["low"], bins["high"] - bins["observed"]], 0)
+        errors = [bins["observed"] - bins["low"], bins["high"] - bins["observed"]]
         label = f"{name}: calibration error {calibration.error:.3f}, Brier {calibration.brier:.3f}"
         ax.errorbar(bins["predicted"], bins["observed"], errors, marker=marker, capsize=3, label=label, **style)
         below.plot(bins["predicted"], bins["count"], marker=marker, **style)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import softmax
-from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
@@ -38,14 +38,19 @@ LEADERBOARD = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % confidence interval; NaN where it is not defined."""
+    """A number and its 95 % confidence interval, which always holds it; NaN where it is not defined."""
 
     value: float
     low: float
     high: float
 
+    def __post_init__(self):
+        # Rounding, and a bootstrap that is biased, has few resamples or many ties, can leave the number just outside.
+        for name, bound in (("low", min), ("high", max)):
+            object.__setattr__(self, name, bound(getattr(self, name), self.value))
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return "-" if math.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold gives for one binary question.
+    """What a threshold, or a given sensitivity, gives for one binary question.
 
     Attributes:
         threshold: predicted positive at or above it.
-        matrix: (2, 2) counts; rows are the truth (negative, positive), columns the prediction.
+        matrix: (2, 2) counts at it; rows are the truth (negative, positive), columns the prediction.
         sensitivity, specificity: share of the positives, negatives that are predicted right.
         ppv, npv: share of the positive, negative predictions that are right.
         balanced_accuracy: mean of sensitivity and specificity.
+        goal: the sensitivity at which the rates hold, see :func:`points_at_sensitivities`; None: at the threshold.
     """
 
     threshold: float
@@ -75,6 +81,7 @@ class OperatingPoint:
     ppv: Estimate
     npv: Estimate
     balanced_accuracy: float
+    goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,16 +150,16 @@ def delong(truth: np.ndarray, scores: np.ndarray) -> Estimate:
 
 
 def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Compare the AUCs of two (N,) scores of the same images by DeLong's paired test."""
+    """Compare the AUCs of two (N,) scores of the same images by DeLong's paired test; limits as :func:`delong`'s."""
     a, b = placements(truth, first), placements(truth, second)
     difference = float(a[0].mean() - b[0].mean())
     # Rounding can make the variance negative where the two rank alike.
-    error = math.sqrt(max(0.0, _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b)))
+    error = float(np.sqrt(np.maximum(0.0, _covariance(a, a) + _covariance(b, b) - 2 * _covariance(a, b))))
     if error < 1e-12:  # nothing varies, so there is no test: both the same, or one perfect and the other its reverse
         p = 1.0 if abs(difference) < 1e-12 else math.nan
     else:
         p = math.erfc(abs(difference) / error / math.sqrt(2))
-    return Comparison(Estimate(difference, difference - Z * error, difference + Z * error), p)
+    return Comparison(Estimate(difference, max(-1.0, difference - Z * error), min(1.0, difference + Z * error)), p)
 
 
 def bootstrap_areas(
@@ -172,7 +179,7 @@ def bootstrap_areas(
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
     scores = joined[list(columns)].to_numpy()
     orders = np.argsort(scores, axis=0, kind="stable").T
-    firsts = [np.flatnonzero(np.diff(each[order], prepend=-1)) for each, order in zip(scores.T, orders, strict=True)]
+    firsts = [np.flatnonzero(np.diff(np.sort(each), prepend=-np.inf)) for each in scores.T]
     areas = np.empty((resamples, len(columns)))
     step = max(1, 4_000_000 // len(classes))  # bounds the memory of a chunk
     for start in range(0, resamples, step):
@@ -195,7 +202,7 @@ def bootstrap_areas(
 def percentile_interval(value: float, resampled: np.ndarray) -> Estimate:
     """Return a number with the interval that holds the middle 95 % of its resamples (Efron, 1979)."""
     low, high = np.quantile(resampled, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
 
 
 def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
@@ -234,7 +241,24 @@ def roc_band(
     grid = np.linspace(0, 1, 201)
     curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples, seed))]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
-    return grid, low, high
+    curve = np.interp(grid, *roc_curve(truth, scores)[:2])
+    return grid, np.minimum(low, curve), np.maximum(high, curve)
+
+
+def _false_rate(sensitivity: float, false: np.ndarray, true: np.ndarray) -> float:
+    """The least false positive rate at a sensitivity in (0, 1], interpolated between the points of a ROC curve."""
+    return np.interp(-sensitivity, -true[::-1], false[::-1])  # reversed, since np.interp takes the last of equal ones
+
+
+def area_above_sensitivity(truth: np.ndarray, scores: np.ndarray, least: float = 0.80) -> float:
+    """Return the part of the AUC where the sensitivity is at least ``least``, as the challenge's scorer defines it.
+
+    It is the area under the ROC curve to the right of that point, down to the axis: 0 to the AUC. Source:
+    ``auc_above_sensitivity`` of https://github.com/ImageMarkup/isic-challenge-scoring.
+    """
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    above = true >= least
+    return float(auc(np.append(_false_rate(least, false, true), false[above]), np.append(least, true[above])))
 
 
 @dataclass(frozen=True)
@@ -246,7 +270,10 @@ class Report:
         bootstrapped: the three by the bootstrap alone, as a cross-check.
         ranks: their places among the 23 entries.
         points: melanoma at the given threshold, and at :func:`points_at_sensitivities` of the challenge.
-        average_precision, calibration: of melanoma (1) and of seborrheic keratosis (2).
+        average_precision, areas_above_80, calibration: of melanoma (1) and of seborrheic keratosis (2); the second is
+            :func:`area_above_sensitivity`.
+
+    Without a threshold, ``points`` and ``calibration`` are empty: the rest only depends on the order of predictions.
     """
 
     areas: dict[int, Estimate]
@@ -254,6 +281,7 @@ class Report:
     ranks: dict[int, int]
     points: list[OperatingPoint]
     average_precision: dict[int, float]
+    areas_above_80: dict[int, float]
     calibration: dict[int, Calibration]
 
 
@@ -263,21 +291,23 @@ def _bootstrap_scores(joined: pd.DataFrame, resamples: int, seed: int) -> dict[i
     return {k: percentile_interval(area, resampled[:, k - 1]) for k, area in enumerate(score(joined), start=1)}
 
 
-def report(joined: pd.DataFrame, threshold: float = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
-    """Measure predictions, melanoma first at ``threshold``."""
+def report(joined: pd.DataFrame, threshold: float | None = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
+    """Measure predictions, melanoma first at ``threshold``; None if they are no probabilities."""
     bootstrapped = _bootstrap_scores(joined, resamples, seed)
-    areas = {k: delong(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)} | {3: bootstrapped[3]}
-    truth, melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
+    pairs = {k: (joined[f"true_{k}"].to_numpy(), joined[f"task_{k}"].to_numpy()) for k in (1, 2)}
+    areas = {k: delong(*pair) for k, pair in pairs.items()} | {3: bootstrapped[3]}
+    points = []
+    if threshold is not None:
+        chosen = points_at_sensitivities(*pairs[1], CHALLENGE_SENSITIVITIES, resamples, seed)
+        points = [operating_point(*pairs[1], threshold), *chosen]
     return Report(
         areas=areas,
         bootstrapped=bootstrapped,
         ranks={k: rank_in_challenge(k, area.value) for k, area in areas.items()},
-        points=[
-            operating_point(truth, melanoma, threshold),
-            *points_at_sensitivities(truth, melanoma, CHALLENGE_SENSITIVITIES, resamples, seed),
-        ],
-        average_precision={k: float(average_precision_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2)},
-        calibration={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]) for k in (1, 2)},
+        points=points,
+        average_precision={k: float(average_precision_score(*pair)) for k, pair in pairs.items()},
+        areas_above_80={k: area_above_sensitivity(*pair) for k, pair in pairs.items()},
+        calibration={k: calibration(*pair) for k, pair in pairs.items() if points},
     )
 
 
@@ -397,25 +427,28 @@ def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal
 def points_at_sensitivities(
     truth: np.ndarray, probabilities: np.ndarray, goals: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 ) -> list[OperatingPoint]:
-    """Return the operating points at :func:`threshold_for_sensitivity`, chosen on the images they are measured on.
+    """Return what holds at given sensitivities, interpolated on the ROC curve, by a bootstrap of that same value.
 
-    ``goals`` are least sensitivities, in (0, 1]. The sensitivity's interval is Wilson's, for the threshold as given.
-    Those of specificity, PPV and NPV hold at the goal, by a bootstrap that chooses the threshold in every resample:
-    Wilson's would take it as fixed and be far too narrow.
+    ``goals`` are sensitivities in (0, 1). A threshold seldom has exactly one of them, and one chosen on the images that
+    it is measured on is itself uncertain: with it fixed, Wilson's intervals would be far too narrow. ``threshold`` and
+    ``matrix`` are of :func:`threshold_for_sensitivity`.
     """
     rates = _resampled_rates(truth, probabilities, resamples, seed)
+    curve = roc_curve(truth, probabilities, drop_intermediate=False)[:2]
     positives, negatives, points = np.sum(truth), np.sum(1 - np.asarray(truth)), []
     for goal in goals:
         point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
-        false_rate = np.array([np.interp(goal, true, false) for false, true in zip(*rates)])
+        false_rate = np.array([_false_rate(goal, *each) for each in (curve, *zip(*rates))])
         hits, alarms = goal * positives, false_rate * negatives
-        resampled = {
+        values = {
             "specificity": 1 - false_rate,
             "ppv": hits / (hits + alarms),
-            "npv": (negatives - alarms) / np.maximum(negatives - alarms + positives - hits, 1e-9),
+            "npv": (negatives - alarms) / (negatives - alarms + positives - hits),
         }
-        intervals = {name: percentile_interval(getattr(point, name).value, each) for name, each in resampled.items()}
-        points.append(replace(point, **intervals))
+        estimates = {name: percentile_interval(each[0], each[1:]) for name, each in values.items()}
+        balanced = (goal + estimates["specificity"].value) / 2
+        given = Estimate(goal, goal, goal)
+        points.append(replace(point, sensitivity=given, balanced_accuracy=balanced, goal=goal, **estimates))
     return points
 
 

@@ -12,6 +12,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,8 @@ EXPECTED = " or ".join(",".join(header) for header in HEADERS)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # not found in text files
 # Only these, so that "lesion.1" and "lesion.2" stay two.
 IMAGE_ENDING = re.compile(r"(?<=.)\.(jpe?g|png|tiff?|bmp|gif|webp|ppm|dcm|npy)$", re.IGNORECASE)
+# The first field of a header: no digit, unlike all images' names, or pandas' own name of a column without one.
+HEADER_ID = re.compile(r"[^\d./\\]*|unnamed: \d+", re.IGNORECASE)
 SEPARATORS = ("\t", ";", ",", "|", " ")
 
 
@@ -42,7 +45,8 @@ class Table:
 
     Attributes:
         file: its path, for messages.
-        values: float64 columns ``task_1`` and ``task_2`` in [0, 1], indexed by the Id's file name without extension.
+        values: float64 columns ``task_1`` and ``task_2``, indexed by the Id's file name without extension, in one
+            case and one Unicode form.
         identifiers, rows: the Ids as they stand in the file, and their rows in it.
         warnings: what looks wrong but can be scored; one sentence each.
     """
@@ -100,12 +104,21 @@ def _shown(value: str) -> str:
     return " ".join(value.split())[:60]
 
 
-def _number(text: str) -> float:
-    """The number in a field, or NaN; underscores and other scripts' digits, which Python reads, are none."""
+def number(text: str) -> float:
+    """Return the number in a text, or NaN; underscores and other scripts' digits, which Python reads, are none."""
     try:
         return float(text) if text.isascii() and "_" not in text else np.nan
     except ValueError:
         return np.nan
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """Whether the first row names columns, also where a DataFrame's columns are numbers, as in "Id,0,1"."""
+    values = np.array([number(value) for value in rows[0][1:]])
+    if np.isnan(values).all() or rows[0][0].strip().lower() in ("", "id", "image", "image_id"):
+        return True
+    unlike = [bool(HEADER_ID.fullmatch(row[0].strip())) for row in rows]
+    return unlike[0] and not any(unlike[1:]) and bool((values % 1 == 0).all())
 
 
 def _drop_header(file: Path, numbers: list[int], rows: list[list[str]]) -> None:
@@ -113,7 +126,7 @@ def _drop_header(file: Path, numbers: list[int], rows: list[list[str]]) -> None:
     known = [[name.lower() for name in header] for header in HEADERS]
     if rows and [name.strip().lower() for name in rows[0]] in known:
         del numbers[0], rows[0]
-    elif rows and np.isnan([_number(value) for value in rows[0][1:]]).all():
+    elif rows and _is_header(rows):
         found = _shown(",".join(rows[0]))
         raise TableError(f"{file}, row {numbers[0]}: the header is '{found}'; it should be {EXPECTED}.")
     if not rows:
@@ -129,8 +142,14 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
         raise TableError(f"{file}, row {numbers[position]}: {name} '{_shown(values[position])}' {what}{others}.")
 
 
-def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
-    """Read predictions in [0, 1] or, if ``truth``, 0 or 1.
+def _stem(identifier: str) -> str:
+    """An Id's file name without extension, in one case and one Unicode form: x/A.b.jpg and C:\\x\\a.b.png are a.b."""
+    name = IMAGE_ENDING.sub("", re.split(r"[\\/]", identifier)[-1])
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = False) -> Table:
+    """Read predictions in [0, 1] or, if ``truth``, 0 or 1 or, if ``scores``, any numbers, which only have an order.
 
     A column that looks like percent (some above 10, a tenth or more above 1, none above 100) is divided by 100, with a
     warning; a column with two distinct values or fewer gets a warning too.
@@ -146,23 +165,26 @@ def read_table(file: str | os.PathLike, *, truth: bool = False) -> Table:
     wrong = np.array([len(row) != 3 for row in rows])
     _refuse(file, wrong, line, list(map(",".join, rows)), "the row", "should have three fields")
     identifiers, *columns = (list(map(str.strip, column)) for column in zip(*rows, strict=True))
-    # x/a.b.jpg and C:\x\a.b.png are both a.b
-    stems = pd.Index([IMAGE_ENDING.sub("", re.split(r"[\\/]", each)[-1]) for each in identifiers], name="Id")
+    stems = pd.Index(list(map(_stem, identifiers)), name="Id")
     _refuse(file, np.array(stems == ""), line, identifiers, "Id", "is empty; give the image's file name")
-    _refuse(file, stems.duplicated(), line, identifiers, "Id", "is a duplicate; keep one row for each image")
+    once = "is a duplicate; keep one row for each image (folder, extension and case do not count)"
+    _refuse(file, stems.duplicated(), line, identifiers, "Id", once)
 
     values, messages = {}, []
     for name, texts in zip(COLUMNS[1:], columns, strict=True):
-        column = np.array(list(map(_number, texts)))
+        column = np.array(list(map(number, texts)))
         what = f"{file}: the predictions of category {name[-1]} ({TASKS[name].lower()})"
         _refuse(file, ~np.isfinite(column), line, texts, name, "is not a finite number; give one from 0 to 1")
         if truth:
             _refuse(file, ~np.isin(column, (0, 1)), line, texts, name, "should be 0 or 1 in a truth")
         # One slip above 1 is an error, and so are odds or logits; percent fill their range.
-        elif column.min() >= 0 and 10 < column.max() <= 100 and (column > 1).mean() >= 0.1:
+        elif not scores and column.min() >= 0 and 10 < column.max() <= 100 and (column > 1).mean() >= 0.1:
             messages.append(f"{what} reach {column.max():g}: percent? They were divided by 100.")
             column = column / 100
-        _refuse(file, (column < 0) | (column > 1), line, texts, name, "should be a probability from 0 to 1")
+        wrong = ((column < 0) | (column > 1)) & (not scores)
+        logits = ", but these look like logits: write their softmax, or score the AUC alone with --scores"
+        hint = logits if wrong.mean() >= 0.1 else ""
+        _refuse(file, wrong, line, texts, name, "should be a probability from 0 to 1" + hint)
         if not truth and len(column) > 2 and (distinct := len(np.unique(column))) <= 2:
             messages.append(
                 f"{what} have only {distinct} distinct value(s): hard labels? ROC curves need probabilities."
@@ -191,18 +213,20 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
         TableError: an Id that only one of them has, an image that is both melanoma and keratosis, or a truth with one
             class only.
     """
-    missing = truth.values.index.difference(predictions.values.index, sort=False)
+    missing = np.flatnonzero(~truth.values.index.isin(predictions.values.index))
+    unknown = ~predictions.values.index.isin(truth.values.index)
+    if unknown.all():
+        first, other = (_shown(table.identifiers[0]) for table in (predictions, truth))
+        what = f"no Id of it is in {truth.file}: the first are '{first}' here and '{other}' there"
+        raise TableError(f"{predictions.file}: {what}; score with the truth of the same images.")
     if len(missing):
         others = f" and {len(missing) - 1:,} more of the {len(truth.values):,} images" if len(missing) > 1 else ""
-        lacks = f"no prediction for '{_shown(missing[0])}'{others} in {truth.file}"
+        lacks = f"no prediction for '{_shown(truth.identifiers[missing[0]])}'{others} in {truth.file}"
         raise TableError(f"{predictions.file}: {lacks}; add a row for each.")
-    unknown = ~predictions.values.index.isin(truth.values.index)
-    if unknown.any():
-        identifiers = list(predictions.values.index)
-        what = f"is not in {truth.file}; score with the truth of the same images"
-        _refuse(predictions.file, unknown, predictions.rows, identifiers, "Id", what)
+    what = f"is not in {truth.file}; score with the truth of the same images"
+    _refuse(predictions.file, unknown, predictions.rows, predictions.identifiers, "Id", what)
     both = (truth.values == 1).all(axis=1).to_numpy()
-    _refuse(truth.file, both, truth.rows, list(truth.values.index), "Id", "is both melanoma and seborrheic keratosis")
+    _refuse(truth.file, both, truth.rows, truth.identifiers, "Id", "is both melanoma and seborrheic keratosis")
     joined = truth.values.rename(columns=lambda name: name.replace("task", "true")).join(predictions.values)
     for number, name in enumerate(TASKS.values(), start=1):
         if joined[f"true_{number}"].nunique() < 2:

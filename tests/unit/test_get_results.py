@@ -46,7 +46,7 @@ def run_with_held_out(name, results, seed):
 def test_text_figures_warnings_comparison_and_json(score):
     code, out, err = score("results.csv", "0.4", figures="deep/er")
     assert code == 0 and out.startswith("Category 1 Score: 0.917\nCategory 2 Score: 0.667\nCategory 3 Score: 0.792\n")
-    assert "\n0.4          1.000 [0.342, 1.000]  0.667 [0.208, 0.939]" in out  # sensitivity 2/2, specificity 2/3
+    assert "\nthreshold 0.4      1.000 [0.342, 1.000]  0.667 [0.208, 0.939]" in out  # sensitivity 2/2, specificity 2/3
     assert "2 melanomas among 5 images: too few" in err and len(list(Path("deep/er").iterdir())) == 3
     Path("ground_truth.csv").rename("truth.csv")
     Path("worse.csv").write_text(RESULTS.replace("a.jpg,0.9", "a.jpg,0.3"))  # loses one pair of the six
@@ -59,6 +59,7 @@ def test_text_figures_warnings_comparison_and_json(score):
 
 
 def test_ensemble_averages_what_is_held_out_too(score):
+    """Issue 21, row 1: what --out writes is what was scored, to the last digit."""
     files = [run_with_held_out("a", RESULTS, 0), run_with_held_out("b", OTHER, 1)]
     code, out, _ = score("0.4", "--ensemble", *files, "--out", "m/results.csv")
     assert code == 0 and "\nmean of probabilities  1.000" in out and "\na/results.csv          0.917" in out
@@ -78,12 +79,24 @@ def test_ensemble_averages_what_is_held_out_too(score):
     assert "m/ground_truth.csv: not the truth" in score("--ensemble", *files, "--out", "m/results.csv")[2]
 
 
+def test_scores_that_are_no_probabilities(score):
+    """Issue 21, row 16: only what depends on their order is given, and it is that of probabilities in this order."""
+    Path("logits.csv").write_text(RESULTS.replace("0.4,", "-1,").replace("0.1,0.2", "-7.5,-30").replace("0.2,", "-2,"))
+    assert "look like logits: write their softmax, or score the AUC alone with --scores" in score("logits.csv")[2]
+    found, given = (json.loads(score(*call, "--json")[1]) for call in (("logits.csv", "--scores"), ("results.csv",)))
+    same = ("areas", "bootstrapped", "ranks", "average_precision", "areas_above_80")
+    assert all(found[name] == given[name] for name in same) and (found["points"], found["calibration"]) == ([], {})
+    code, out, _ = score("logits.csv", "--scores", "--compare", "logits.csv", figures="f")
+    assert code == 0 and "melanoma at" not in out and [each.name for each in Path("f").iterdir()] == ["roc.png"]
+
+
 def test_errors_are_one_sentence_and_exit_code_2(score):
     Path("bad.csv").write_text(RESULTS + "f.jpg,maybe,0.1\n")
     Path("taken").write_text("")
     calls = [
-        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "--out", "x.csv"],
+        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"],
         ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--seed", "-1"], ["results.csv", "--show"],
+        ["results.csv", "--out", "x.csv"], ["--scores", "--ensemble", "results.csv"], ["results.csv", "0", "--scores"],
         ["bad.csv"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],
         *(["--ensemble", "results.csv", "--out", out] for out in (".", "", "./results.csv", "new/held_out.csv")),
     ]  # fmt: skip

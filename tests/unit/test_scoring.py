@@ -1,15 +1,16 @@
 import math
-from dataclasses import astuple
+from dataclasses import astuple, is_dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from MLstatkit import Delong_test
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
-from derma import scoring
+from derma import scoring, tables
 from derma.scoring import delong, delong_test, operating_point, score
 
 
@@ -84,7 +85,7 @@ def test_report_holds_all_measures(count, decimals):
         a, b = result.areas[k], result.bootstrapped[k]
         assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=0.006)  # DeLong's method and the bootstrap agree
     for point, goal in zip(result.points[1:], scoring.CHALLENGE_SENSITIVITIES, strict=True):
-        assert point.sensitivity.value >= goal
+        assert point.sensitivity.value == goal <= point.matrix[1, 1] / point.matrix[1].sum()
         given = operating_point(joined["true_1"], joined["task_1"], point.threshold).specificity
         assert point.specificity.high - point.specificity.low > 1.3 * (given.high - given.low)  # chosen on these images
     _, low, high = scoring.roc_band(joined["true_1"], joined["task_1"])
@@ -93,6 +94,65 @@ def test_report_holds_all_measures(count, decimals):
     curve = calibration_curve(joined["true_1"], joined["task_1"] + 1e-12, n_bins=10)
     assert np.allclose(bins[["observed", "predicted"]], np.transpose(curve))
     assert error == pytest.approx(np.average(abs(curve[0] - curve[1]), weights=bins["count"]))
+
+
+def estimates(value):
+    """All estimates within nested values."""
+    if isinstance(value, scoring.Estimate):
+        return [value]
+    inner = vars(value) if is_dataclass(value) else value
+    each = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
+    return [found for part in each for found in estimates(part)]
+
+
+KINDS = {
+    "random": lambda truth, noise: noise,
+    "tied": lambda truth, noise: (truth * 0.3 + noise * 0.7).round(1),
+    "constant": lambda truth, noise: noise * 0,
+    "hard labels": lambda truth, noise: abs(truth - (noise < 0.2)),
+    "perfect": lambda truth, noise: truth * 1.0,
+    "nearly perfect": lambda truth, noise: truth * 0.6 + noise * 0.4,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("counts", "resamples"), [((2, 1, 4), 5), ((20, 7, 40), 1), ((117, 90, 393), 40)])
+def test_no_interval_excludes_its_own_estimate(kind, counts, resamples):
+    """Issue 21, row 14: a rate and its interval are of the same thing; what is undefined is a dash."""
+    rng = np.random.default_rng(counts)
+    targets, noise = rng.permutation(np.repeat([0, 1, 2], counts)), rng.random((2, sum(counts)))
+    joined = pd.DataFrame({f"true_{k}": (targets == k - 1) * 1 for k in (1, 2)})
+    joined = joined.assign(**{f"task_{k}": KINDS[kind](joined[f"true_{k}"], noise[0]) for k in (1, 2)})
+    other = joined.assign(task_1=noise[1])
+    accuracy = scoring.balanced_accuracy_interval(targets, rng.permutation(targets), resamples=resamples)
+    report, compared = scoring.report(joined, resamples=resamples), scoring.compare(joined, other, resamples)
+    chosen = scoring.out_of_fold(other, joined, resamples=resamples)
+    found = estimates([report, chosen, accuracy, *compared.values()])
+    assert len(found) == 3 + 3 + 4 * 4 + 5 + 1 + 3
+    assert all(each.low <= each.value <= each.high or str(each) == "-" for each in found), found
+    for point in report.points[1:]:  # a mean of neighbouring points of the ROC curve, so always defined
+        assert 0 <= point.specificity.value <= 1 and 0 < point.ppv.value <= 1 and 0 <= point.npv.value <= 1
+    grid, low, high = scoring.roc_band(joined["true_1"], joined["task_1"], resamples)
+    curve = np.interp(grid, *roc_curve(joined["true_1"], joined["task_1"])[:2])
+    assert (low <= curve).all() and (curve <= high).all()
+
+
+def test_what_the_challenges_scorer_prints():
+    """Issue 21, row 21: counted pair by pair, on the published predictions."""
+    truth = tables.read_table(ROOT / "ground_truth.csv", truth=True)
+    joined = tables.join(tables.read_table(ROOT / "results.csv"), truth)
+    report = scoring.report(joined, resamples=2)
+    for k, published in ((1, 0.6227), (2, 0.8898)):
+        positives, negatives = (joined.loc[joined[f"true_{k}"] == each, f"task_{k}"].to_numpy() for each in (1, 0))
+        heights = ((positives > negatives[:, None]) + (positives == negatives[:, None]) / 2).mean(axis=1)
+        precisions = [(positives >= each).sum() / (joined[f"task_{k}"] >= each).sum() for each in positives]
+        assert report.areas[k].value == pytest.approx(heights.mean(), abs=1e-14)
+        assert report.average_precision[k] == pytest.approx(np.mean(precisions), abs=1e-14)
+        # the curve's steps to the right of a sensitivity of 0.8: no tie is near it
+        above = (heights * (heights >= 0.8)).mean()
+        assert report.areas_above_80[k] == pytest.approx(above, abs=1e-14) == pytest.approx(published, abs=5e-5)
+    hard = scoring.area_above_sensitivity([1, 1, 0, 0], [1, 0, 1, 0])  # a diagonal, from (0.8, 0.8) to (1, 1)
+    assert hard == pytest.approx(0.18) and scoring.area_above_sensitivity([1, 0], [1, 0]) == 1
 
 
 def test_what_is_chosen_out_of_fold_undoes_temperature_and_weights():

@@ -1,3 +1,5 @@
+import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +40,23 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
         assert table.index.tolist() == ["ä", "b"] and table.to_numpy().tolist() == [[0.5, 0.25], [1, 0]]
     ids = ("data/x/ISIC_1.jpg", "C:\\x\\ISIC_1.v2.PNG", '"a, b.jpg"', ".jpg", "b.2")
     table = read(*(f"{each},0,1" for each in ids), truth=True)
-    assert table.values.index.tolist() == ["ISIC_1", "ISIC_1.v2", "a, b", ".jpg", "b.2"]
+    assert table.values.index.tolist() == ["isic_1", "isic_1.v2", "a, b", ".jpg", "b.2"]
 
 
 @pytest.mark.parametrize(
     ("rows", "truth", "message"),
     [
         ("p1,0.1,0.5  ,, p2,0.1,x", "", "r.csv, row 5: task_2 'x' is not a finite number; give one from 0 to 1."),
-        ("p1,0.5,2.5 p2,0.5,101", "", "r.csv, row 2: task_2 '2.5' should be a probability from 0 to 1 (1 more rows"),
+        # Issue 21, row 16: one slip is none, but many are logits
+        ("p1,-2,0.5 p2,5,1", "", "r.csv, row 2: task_1 '-2' should be a probability from 0 to 1, but these look like"),
+        (
+            "a,0,1 b,0,1 c,0,1 d,0,1 e,0,1 f,0,1 g,0,1 h,0,1 i,0,1 j,0,1 k,0,1.5",
+            "",
+            "r.csv, row 12: task_2 '1.5' should be a probability from 0 to 1.",
+        ),
         ("p1,nan,1 p2,,1 p3,inf,1", "", "r.csv, row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2"),
         ("p1,0,1 p2,0_1,1 p3,\u0660.\u0665,1", "", "r.csv, row 3: task_1 '0_1' is not a finite number"),
-        ("p1,0,1 x/p1.jpg,1,0", "", "r.csv, row 3: Id 'x/p1.jpg' is a duplicate; keep one row for each image."),
+        ("p1,0,1 x/P1.jpg,1,0", "", "r.csv, row 3: Id 'x/P1.jpg' is a duplicate; keep one row for each image (folder"),
         (",0.1,0.5", "", "r.csv, row 2: Id '' is empty"),
         ('"p 1\u2028\t1,0.1', "", "r.csv, row 3: the row 'p 1 1,0.1' should have three fields."),
         ("p" * 140_000 + ",0,1", "", "r.csv, row 2: cannot be split into fields"),
@@ -89,8 +97,29 @@ def test_the_truth_stands_in_the_ids(read):
         truth_from_ids(read(rows[0].replace("/", "\\"), "nevus,0.5,0.25"))
 
 
+@pytest.mark.parametrize("header", ["Id,0,1", ",0,1", "Unnamed: 0,0,1", "image_id,1,2", "isic,0,2", "Id,0.0,1.0"])
+def test_columns_that_are_numbers_are_a_header(tmp_path, header):
+    """Issue 21, row 2: which class is "1"? So this is refused; a headerless row with such values is an image."""
+    rows = "\nISIC_0000001,0,1\nISIC_0000002.jpg,1,0"
+    for text, message in ((header + rows, f"row 1: the header is '{header}'; it should be Id,task_1"), (rows, None)):
+        (tmp_path / "r.csv").write_text(text)
+        with pytest.raises(TableError, match=message) if message else nullcontext():
+            assert len(read_table(tmp_path / "r.csv", truth=True).values) == 2
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, lambda text: unicodedata.normalize("NFD", text)])
+def test_ids_are_joined_in_any_case_and_unicode_form(read, change):
+    """Issue 21, row 15: and where no Id fits, both sides' first Ids are shown."""
+    rows = ["x/Böse_ẞ1.jpg,0,1", "é2.JPG,1,0"]
+    truth = read(*rows, name="t.csv", truth=True)
+    assert join(read(*map(change, rows)), truth)[["task_1", "task_2"]].to_numpy().tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(TableError, match=r"no Id of it is in t.csv: the first are '7' here and 'x/Böse_ẞ1.jpg' there"):
+        join(read("7,0,1", "8,1,0"), truth)
+
+
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_what_is_written_reads_back_as_what_was_computed(tmp_path, kind):
+    """Issue 21, row 1."""
     probabilities = np.random.default_rng(0).dirichlet([0.02, 1, 0.02], 60).astype(kind)  # as small as 1e-40
     targets = np.arange(60) % 3
     results, truth = tables.tables_from_probabilities([f"x/{k}.jpg" for k in range(60)], targets, probabilities)
