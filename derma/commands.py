@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose errors are one line: the usage is for ``--help``."""
 
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"//\S*@", "//", message)  # an address without its password
+        message = re.sub(r"(?<=//)\S*@|\?\w+=\S*", "", message)  # an address without its secrets
         self.exit(2, f"{self.prog}: {message}; see --help.\n")
 
 

@@ -13,7 +13,6 @@ nothing. Existing images are not fetched again: after an interruption, the same 
 from __future__ import annotations
 
 import io
-import json
 import os
 from argparse import Namespace
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, create_model
 
 from derma import shrink
 from derma.check import OFFICIAL
@@ -31,7 +31,7 @@ from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.files import write_bytes, write_text
 from derma.leaks import training_leaks
 from derma.shrink import CannotWrite, Original, Reasons, shrink_originals, write_report, writing_into
-from derma.web import Unreachable, Web
+from derma.web import Unreachable, Web, public
 
 ATTRIBUTION = """\
 Images: ISIC 2017, Skin Lesion Analysis Toward Melanoma Detection, part 3 (https://challenge.isic-archive.com/data/#2017),
@@ -73,6 +73,25 @@ metadata.csv holds the licence and the attribution of each. They were made small
 changed.
 """
 Jobs = list[tuple[Original, Path]]  # images, each with the file it becomes
+# Of a record's clinical data: the diagnosis, from the general to the special.
+CLINICAL = create_model("Clinical", **{f"diagnosis_{level}": (str | None, None) for level in range(1, 6)})
+
+
+class Record(BaseModel):
+    """What is read of the archive's record of an image; all else in it is ignored."""
+
+    isic_id: str = Field(pattern=r"^[A-Za-z0-9_]+$")  # becomes a file's name
+    copyright_license: str | None
+    attribution: str | None = None
+    files: create_model("Files", full=create_model("Full", url=str, size=NonNegativeInt))
+    metadata: create_model("Metadata", clinical=CLINICAL)
+
+
+class Page(BaseModel):
+    """What the archive answers to a query."""
+
+    results: list[object]  # a wrong record does not spoil the others
+    next: str | None
 
 
 def _read_truth(location: str, web: Web) -> tuple[bytes, dict[str, str]]:
@@ -107,46 +126,64 @@ def plan(source: str, address: str, out: Path, web: Web) -> tuple[Jobs, dict[str
     return jobs, truths, missing
 
 
-def list_extra(api: str, most: int, excluded: set[str], web: Web) -> pd.DataFrame:
-    """Return up to ``most`` dermoscopic images for each class from the ISIC Archive, without those in ``excluded``."""
-    rows, excluded = [], set(excluded)
+def _read_page(url: str, web: Web) -> tuple[list[Record], Reasons, str | None]:
+    """Return the records of a page of the archive, those that cannot be read, and the next page's address."""
+    records, refused = [], []
+    try:
+        page = Page.model_validate_json(web.get(url))
+    except ValidationError:
+        raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive; check the address.") from None
+    for content in page.results:
+        try:
+            records.append(Record.model_validate(content))
+        except ValidationError as error:
+            name, problem = content.get("isic_id") if isinstance(content, dict) else content, error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "all of it"
+            refused.append((f"{name}"[:80], f"the archive's record of it is wrong ({place}: {problem['msg']})"))
+    return records, refused, page.next
+
+
+def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.DataFrame, Reasons]:
+    """Return up to ``most`` dermoscopic images for each class from the ISIC Archive, without those in ``excluded``.
+
+    The second result names the records that cannot be read.
+    """
+    rows, refused, excluded = [], [], set(excluded)
     for label in CLASSES:
         query = urlencode({"query": f"{QUERIES[label]} AND image_type:dermoscopic", "limit": PAGE})
-        url, count = f"{api}/images/search/?{query}", 0
+        url, count, readable = f"{api}/images/search/?{query}", 0, False
         while url and count < most:
-            content = web.get(url)
-            try:
-                page = json.loads(content)
-                for record in page["results"]:
-                    name, licence, full = record["isic_id"], record["copyright_license"], record["files"]["full"]
-                    if count == most or name in excluded or not licence or not name.replace("_", "").isalnum():
-                        continue
-                    clinical = record["metadata"].get("clinical", {})
-                    diagnosis = ": ".join(filter(None, (clinical.get(f"diagnosis_{level}") for level in range(1, 6))))
-                    by = record.get("attribution")
-                    rows.append((name, label, diagnosis, licence, by, full["url"], int(full["size"])))
+            records, wrong, following = _read_page(url, web)
+            readable = readable or bool(records)
+            if (wrong and not readable) or following == url:
+                reason = wrong[0][1] if wrong else "its next page is itself"
+                raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive ({reason}); check the address.")
+            for record in records:
+                name, full = record.isic_id, record.files.full
+                if count < most and name not in excluded and record.copyright_license:
+                    diagnosis = ": ".join(filter(None, dict(record.metadata.clinical).values()))
+                    by = record.attribution
+                    rows.append((name, label, diagnosis, record.copyright_license, by, full.url, full.size))
                     excluded.add(name)
                     count += 1
-                url = page["next"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise Unreachable(f"{url}: not an answer of the ISIC Archive; check the address.") from None
+            url, refused = following, refused + wrong
     columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns), refused
 
 
 def plan_extra(api: str, out: Path, most: int, web: Web) -> tuple[Jobs, pd.DataFrame, Reasons]:
-    """Return further images that ``out`` lacks, the archive's table of all, and what was found to be official."""
+    """Return further images that ``out`` lacks, the archive's table of all, and what is skipped."""
     known = []
     if (out / "refused.csv").exists():
-        report = pd.read_csv(out / "refused.csv").itertuples(index=False, name=None)
+        report = pd.read_csv(out / "refused.csv", dtype=str, keep_default_na=False).itertuples(index=False, name=None)
         known = [(name, reason) for name, reason in report if reason.startswith(SAME)]
-    table = list_extra(api, most, set(pd.read_csv(OFFICIAL)["id"]) | {name for name, _ in known}, web)
+    table, wrong = list_extra(api, most, set(pd.read_csv(OFFICIAL)["id"]) | {name for name, _ in known}, web)
     jobs = [
         (Original(name, size, partial(web.get, url)), out / ".incoming" / label / f"{name}.jpg")
         for name, label, url, size in table[["isic_id", "class", "url", "size"]].itertuples(index=False)
         if not (out / label / f"{name}.jpg").exists()
     ]
-    return jobs, table.drop(columns="size"), known
+    return jobs, table.drop(columns="size").assign(url=table["url"].map(public)), known + wrong
 
 
 def _require_complete(official: LesionData) -> None:
@@ -230,7 +267,7 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
     foreign = out.exists() and any(out.iterdir()) and not (out / "ATTRIBUTION.txt").exists()
     if foreign or (out / "train").exists():
         raise CannotWrite(f"{out}: holds other files than extra training images; name a separate folder.")
-    jobs, table, known = plan_extra(address, out, options.most, web)
+    jobs, table, skipped = plan_extra(address, out, options.most, web)
     if options.dry_run:
         _print_sizes(jobs, out)
         return []
@@ -239,8 +276,11 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
     with writing_into(out):
         write_text(EXTRA_ATTRIBUTION.format(api=address), out / "ATTRIBUTION.txt")
         missing = shrink_originals(jobs, options.short_side, web.connections, web.stopped.set)
-        write_report(missing + add_extra(out, table, official) + known, out)
+        skipped += add_extra(out, table, official)
+        write_report(missing + skipped, out)
     _print_counts(out, CLASSES)
+    if skipped:
+        print(f"Skipped, for the reasons in {out / 'refused.csv'}: {len(skipped):,} images.")
     print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_EXTRA={out}.")
     return missing
 
@@ -248,7 +288,7 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
 def _run(options: Namespace, out: Path) -> str:
     """Do what the options say; returns a message if an image is missing in the end."""
     web = Web(options.connections, options.timeout, options.retries)
-    address = (options.address or (API if options.extra else SOURCES[options.source][0])).rstrip("/")
+    address = web.log_in(options.address or (API if options.extra else SOURCES[options.source][0]))
     print(f"Asking {address}", flush=True)  # the first answer may take a minute
     missing = (fetch_extra if options.extra else fetch_challenge)(options, address, out, web)
     if not missing:
@@ -280,6 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
         add(f"--{name}", type=whole_number(low, high), default=default, metavar=unit, help=text)
     options = parser.parse_args(arguments)
     out = options.out or Path("data/extra" if options.extra else "data/isic2017")
+    if ":/" in str(out):
+        parser.error("the images go into a folder; write --address before an address")
     return shrink.run_command(partial(_run, options, out), out, DatasetError)
 
 

@@ -9,18 +9,23 @@ system's store or ``SSL_CERT_FILE``.
 from __future__ import annotations
 
 import io
+import os
 import re
 import ssl
 import struct
 import threading
+import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+from tqdm import tqdm
 
 TEMPORARY = {408, 429, 500, 502, 503, 504}
 LONGEST_PAUSE = 60.0  # seconds, whatever a server's Retry-After says
 READS = 3  # of a zip's member, before it is given up as damaged
+NOTE_SECONDS = 30  # how often repeated requests are mentioned
 
 
 class Unreachable(Exception):
@@ -29,6 +34,14 @@ class Unreachable(Exception):
 
 class Refused(Exception):
     """One image that cannot be had, or not be shrunk; the message is the reason, in a phrase."""
+
+
+def public(url: str) -> str:
+    """Return an address without what may be secret: user, password, query (such as ``?sig=...``) and fragment."""
+    try:
+        return str(httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
+    except httpx.InvalidURL:
+        return "the address that the server gave"  # the user's is checked at once
 
 
 class Web:
@@ -41,14 +54,43 @@ class Web:
     def __init__(self, connections: int = 8, timeout: float = 30.0, retries: int = 6):
         self.connections, self.retries = connections, retries
         self.stopped = threading.Event()  # once it is set, nothing is requested again
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(timeout, pool=None),
-            limits=httpx.Limits(max_connections=connections),
-            verify=ssl.create_default_context(),
-            follow_redirects=True,
-            # Some servers refuse clients without a name; a compressed answer would have another length.
-            headers={"User-Agent": f"derma httpx/{httpx.__version__}", "Accept-Encoding": "identity"},
+        self._address, self._secrets, self._noted = None, httpx.URL(), float("-inf")
+        try:
+            self._client = httpx.Client(
+                timeout=httpx.Timeout(timeout, pool=None),
+                limits=httpx.Limits(max_connections=connections),
+                verify=ssl.create_default_context(),
+                follow_redirects=True,
+                # Some servers refuse clients without a name; a compressed answer would have another length.
+                headers={"User-Agent": f"derma httpx/{httpx.__version__}", "Accept-Encoding": "identity"},
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):  # their messages may hold the proxy's password
+            message = "The proxy (HTTPS_PROXY, HTTP_PROXY or ALL_PROXY) should be like http://host:port; correct it."
+            raise Unreachable(message) from None
+
+    def log_in(self, address: str) -> str:
+        """Return an address or a folder as it may be shown: without user, password and query.
+
+        Requests below the address are sent with these; Unreachable if it is neither a folder nor an address.
+        """
+        if os.path.isdir(address):  # noqa: PTH112 - Path.is_dir raises where an address is too long for a name
+            return address
+        with suppress(httpx.InvalidURL):
+            self._secrets, self._address = httpx.URL(address), public(address).rstrip("/")
+            if self._secrets.scheme in ("http", "https") and "@" not in str(self._secrets.copy_with(userinfo=b"")):
+                return self._address
+        shown = "--address" if set("@?") & set(address) else address
+        raise Unreachable(
+            f"{shown}: neither a folder nor a web address like https://host/folder; check it, and write the characters "
+            "@ / ? # of a password as %40 %2F %3F %23."
         )
+
+    def _with_secrets(self, url: str) -> httpx.URL:
+        """Return the URL to request: only one below the address that was logged in to gets its secrets."""
+        if self._address is None or not url.startswith(f"{self._address}/"):
+            return httpx.URL(url)
+        query = b"&".join(filter(None, (httpx.URL(url).query, self._secrets.query)))
+        return httpx.URL(url).copy_with(userinfo=self._secrets.userinfo, query=query or None)
 
     def get(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return a file, or its bytes from ``start`` up to, not including, ``stop``.
@@ -66,36 +108,39 @@ class Web:
     def _request(self, url: str, start: int, stop: int | None) -> tuple[bytes, int]:
         """Return the body and the size of the whole file; repeats what may succeed later."""
         # Whole files are requested as a range too: the answer's Content-Range tells the size a second time.
-        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+        headers, shown = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}, public(url)
         for attempt in range(self.retries + 1):
             pause = 0.5 * 2**attempt
             try:
-                with self._client.stream("GET", url, headers=headers) as response:
+                with self._client.stream("GET", self._with_secrets(url), headers=headers) as response:
                     if response.status_code not in TEMPORARY:
-                        return _read_answer(url, response, start, stop)
+                        return _read_answer(shown, response, start, stop)
                     problem = f"{response.status_code} {response.reason_phrase}"
                     asked = response.headers.get("Retry-After", "")
                     pause = int(asked) if asked.isdecimal() else pause
             except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-                raise Unreachable(f"{url}: not a web address; check it.") from None
+                raise Refused(f"{shown}: not a web address; check it.") from None
             except (httpx.HTTPError, OSError) as error:
                 problem = str(error) or type(error).__name__
+            if attempt < self.retries and time.monotonic() - self._noted > NOTE_SECONDS:
+                self._noted = time.monotonic()
+                tqdm.write(f"{shown}: {problem}; trying again.")
             if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_PAUSE)):
                 break
         raise Unreachable(
-            f"{url}: no usable answer (tries: {attempt + 1}; the last: {problem}); check the connection and run the "
+            f"{shown}: no usable answer (tries: {attempt + 1}; the last: {problem}); check the connection and run the "
             "same command again."
         )
 
 
-def _read_answer(url: str, response: httpx.Response, start: int, stop: int | None) -> tuple[bytes, int]:
+def _read_answer(shown: str, response: httpx.Response, start: int, stop: int | None) -> tuple[bytes, int]:
     """Return the body and the size of the whole file; raises HTTPError if another try may do better."""
     if response.status_code not in (200, 206):
-        raise Refused(f"{url}: the server answers {response.status_code} {response.reason_phrase}; check the address.")
+        raise Refused(f"{shown}: the server says {response.status_code} {response.reason_phrase}; check the address.")
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if span is None and stop is not None:
         raise Unreachable(
-            f"{url}: this server sends whole files only, no parts of them (HTTP ranges); download the archives some "
+            f"{shown}: this server sends whole files only, no parts of them (HTTP ranges); download the archives some "
             "other way and name their folder with --address."
         )
     body = response.read()

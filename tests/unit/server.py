@@ -1,5 +1,6 @@
 """A web server on loopback for the tests: files with ranges, and faults that are switched on one by one."""
 
+import base64
 import re
 import threading
 import time
@@ -12,13 +13,14 @@ class Server(ThreadingHTTPServer):
     """Serves ``files``: path to bytes, or to a function of the request's URL; ``requests`` counts those of each path.
 
     ``faults`` maps a path (a regular expression) to an iterator over the faults of the requests to come, None for none.
+    ``login`` is the user:password and the query that a request must have, None for any.
     """
 
     daemon_threads = True
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.faults, self.requests = files, {}, Counter()
+        self.files, self.faults, self.requests, self.login = files, {}, Counter(), None
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -50,8 +52,11 @@ class Handler(BaseHTTPRequestHandler):
             server.requests[parts.path] += 1
             faults = [each for pattern, each in server.faults.items() if re.search(pattern, parts.path)]
             fault = next(faults[0], None) if faults else None
+        password = base64.b64decode(self.headers.get("Authorization", "")[len("Basic ") :]).decode()
+        if server.login not in (None, (password, parts.query)):
+            fault = "401"
         content = server.files.get(parts.path)
-        if content is None or fault in ("500", "503"):
+        if content is None or fault in ("401", "500", "503"):
             return self.answer(fault or 404, Retry_After=1, Content_Length=0)
         content = body = content(parts) if callable(content) else content
         status, headers = 200, {}

@@ -1,6 +1,76 @@
+import os
+import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
 
 from derma.commands import progress
+from derma.files import write_bytes, write_text
+
+COMMAND = """
+import os, signal, sys
+from derma.commands import Parser, progress, run_main
+
+def main():
+    Parser().parse_args()
+    for number in progress(range(9000)):
+        print(number, "b\\xf6se\\udcff", flush=number % 1000 == 0)
+    open("written", "w").close()
+    if "INTERRUPT" in os.environ:
+        os.kill(os.getpid(), signal.SIGINT)
+
+run_main(main)
+"""
+FULL = "The output is incomplete: No space left on device; redirect it to another place.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell with pipes and /dev/full")
+@pytest.mark.parametrize(
+    ("line", "code", "out", "error"),
+    [
+        ("python command.py | head -1", 0, "0 b\xf6se\\udcff\n", ""),
+        ("python -u command.py 2>&1 | true", 0, "", ""),
+        ("python command.py >&-", 0, "", ""),
+        ("python command.py 2>&- | tail -1", 0, "8999 b\xf6se\\udcff\n", ""),
+        ("python command.py > /dev/full", 2, "", FULL),
+        ("PYTHONIOENCODING=ascii python command.py | tail -1", 0, "8999 b\\xf6se\\udcff\n", ""),
+        ("PYTHONIOENCODING=latin-1 python command.py > file", 0, "", ""),
+        ("INTERRUPT=1 python command.py | head -1", 130, "0 b\xf6se\\udcff\n", "Interrupted.\n"),
+    ],
+)
+def test_output_never_ends_the_work(tmp_path, line, code, out, error):
+    """Issue 21, rows 8 and 9: closed pipes and names that the locale lacks are no reason to stop."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "1", **paths},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, error) and (tmp_path / "written").exists()
+
+
+def test_every_command_ends_so():
+    """Issue 21, row 9."""
+    files = [ROOT / "get_results.py", *ROOT.glob("derma/*.py"), *ROOT.glob("benchmarks/*.py")]
+    tails = {
+        file.name: text.partition("__main__")[2] for file in files if "__main__" in (text := file.read_text("utf-8"))
+    }
+    assert len(tails) >= 9 and set(tails.values()) == {'":\n    run_main(main)\n'}, tails
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    """Issue 21, row 8: names that are not UTF-8; and nothing is left of a file that could not be written."""
+    write_text("b\xf6se\udcff", tmp_path / "report.csv")
+    assert (tmp_path / "report.csv").read_text("utf-8") == "b\xf6se\\udcff"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        write_bytes(b"", tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.csv", "folder"}
 
 
 def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import re
 import shutil
 import time
 import zipfile
@@ -149,13 +150,39 @@ def test_wrong_files_addresses_and_folders(server, files, capsys, tmp_path):
     ):
         server.files = files | {path: content}
         assert says in fails(capsys, server, out)
-    for address, says in (("nowhere", "No such file"), ("http://127.0.0.1:9", "refused"), ("http://[::1", "not a web")):
+    for address, says in (
+        ("nowhere", "nowhere: neither a folder"),
+        ("http://127.0.0.1:9", "refused"),
+        ("http://[::1", "nor a web"),
+    ):
         assert says in fails(capsys, server, out, "--address", address)
     assert not out.exists()  # an empty folder would be taken for a data folder
     server.files = files | {TRUTH: files[TRUTH] + b"\nISIC_9,0,0"}
     with writing_into(out):
         assert "another process is writing into it" in fails(capsys, server, out)
     assert "ISIC_9.jpg (not in the zip)" in fails(capsys, server, out)
+
+
+def test_secrets_of_an_address_are_used_but_never_shown(server, capsys, tmp_path, faultless, monkeypatch):
+    """Issue 21, row 18."""
+    server.login, out, host = ("Ursula:k3y/w0rd", "sig=T0%2BKen"), tmp_path / "out", server.address[len("http://") :]
+    address = f"http://Ursula:k3y%2Fw0rd@{host}/?sig=T0%2BKen"
+    assert run(server, out, "--address", address) == 0 and images(out) == images(faultless)
+    shown = capsys.readouterr().out + "".join(path.read_text() for path in out.glob("*.*"))
+    assert f"Asking http://{host}\n" in shown and f"from\nhttp://{host}\n" in shown
+    wrong = ("ftp://U@h", "//U@h", "U@h", "http://Ursula:k3y/w0rd@h", "http://Ursula:1?k3y@h", "http://U@:x")
+    wrong = [each.replace("U@", "Ursula:k3y@") for each in wrong]
+    server.faults["zip$"] = chain(["500"], repeat("no ranges"))
+    for each in (address, address.replace("Ken", "Kin"), *wrong):
+        assert run(server, out, "--address", each) == 2
+    monkeypatch.setenv("ALL_PROXY", "gopher://Ursula:k3y@127.0.0.1")
+    assert run(server, out) == 2
+    for each in (["--addres", address, address], ["--source", address], [address]):
+        with pytest.raises(SystemExit):
+            fetch.main(each)
+    out, error = capsys.readouterr()
+    assert error.count("\n") == len(wrong) + 6 and "500 Internal Server Error; trying again." in out
+    assert not re.search("Ursula|k3y|w0rd|sig=|Ken|Kin", shown + out + error)
 
 
 NEW = {f"NEW_2{number}0000{each}" for number in range(3) for each in range(4)}
@@ -220,11 +247,51 @@ def test_extra_counts_each_class_and_names_what_is_missing(server, capsys, extra
     assert [len(list((out / label).iterdir())) for label in CLASSES] == [1, 3, 3]
 
 
-def test_extra_refuses_wrong_folders_and_archives(server, capsys, extra, tmp_path, faultless):
+def test_extra_skips_and_names_wrong_records(server, extra, tmp_path):
+    """Issue 21, row 10."""
+    correct, out = server.files[API], tmp_path / "extra"
+    damages = {
+        "NEW_2000001": lambda each: each["metadata"].update(clinical=None),
+        "NEW_2000002": lambda each: each["metadata"]["clinical"].update(diagnosis_3=5),
+        "NEW_2100000": lambda each: each.pop("files"),
+        "NEW_2100001": lambda each: each["files"]["full"].update(size="large"),
+        "NEW_2200001": lambda each: each.update(copyright_license=["CC-0"]),
+        "NEW_2200000": lambda each: each["files"]["full"].update(url="http://[::1"),
+    }
+
+    def damaged(parts):
+        page = json.loads(correct(parts))
+        for record in page["results"]:
+            damages.get(record["isic_id"], dict)(record)
+        return json.dumps(page | {"results": [*page["results"], None, 5, {"isic_id": "../x"}]}).encode()
+
+    server.files[API] = damaged
+    assert run(server, out, *extra) == 2  # an address that is none is one that may be there the next time
+    assert {Path(name).stem for name in images(out)} == NEW - set(damages)
+    report = pd.read_csv(out / "refused.csv", keep_default_na=False).set_index("file")["reason"]
+    assert set(report.index) == {*damages, "COPY_1", "COPY_2", "None", "5", "../x"}
+    assert "metadata.clinical.diagnosis_3: Input should be a valid string" in report["NEW_2000002"]
+    assert "metadata.clinical: " in report["NEW_2000001"] and "files: Field required" in report["NEW_2100000"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"results": None, "next": None}, {"results": [], "next": 5}, {"results": [{"isic_id": 1}], "next": None},
+        [], None, {"results": {}}, {"detail": "Not found"}, {"results": [], "next": "SELF"},
+    ],
+)  # fmt: skip
+def test_extra_refuses_what_is_not_the_archive(server, capsys, extra, tmp_path, content):
+    """Issue 21, row 10."""
+    server.files[API] = lambda parts: json.dumps(content).replace("SELF", f"{server.address}{parts.geturl()}").encode()
+    assert "not an answer of the ISIC Archive" in fails(capsys, server, tmp_path / "out", *extra)
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_refuses_wrong_folders(server, capsys, extra, tmp_path, faultless):
     official, out = Path(shutil.copytree(faultless, tmp_path / "official")), tmp_path / "out"
     assert "holds other files" in fails(capsys, server, tmp_path, *extra)
     assert "holds other files" in fails(capsys, server, official, *extra)
     next((official / "test" / "nevus").iterdir()).unlink()
     assert "1 of the official images are missing" in fails(capsys, server, out, *extra, "--official", str(official))
-    server.files[API] = b'{"results": [{"isic_id": 1}], "next": null}'
-    assert "ISIC Archive" in fails(capsys, server, out, *extra) and not out.exists()
+    assert not out.exists()
