@@ -6,8 +6,10 @@ images whose values nobody can interpret are refused, each with a reason for the
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -43,6 +45,24 @@ def why_no_file(path: Path) -> str | None:
     except OSError as error:
         return f"a link to {path.readlink()}, which is missing" if path.is_symlink() else error.strerror
     return None if stat.S_ISREG(mode) else "a pipe, socket or device, not a file"
+
+
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str | None]]:
+    """Yield each file below a folder and why it cannot be read, or None; links to folders are followed."""
+    real = folder.resolve()
+    if real in above:
+        yield folder, "a link to a folder that it lies in"
+        return
+    try:
+        entries = [entry for entry in folder.iterdir() if not is_passed_over(entry.name)]
+    except OSError as error:
+        yield folder, error.strerror
+        return
+    for entry in entries:
+        if os.path.isdir(entry):  # noqa: PTH112 - Path.is_dir raises where it may not look
+            yield from walk(entry, (*above, real))
+        else:
+            yield entry, why_no_file(entry)
 
 
 def why_misread(image: Image.Image) -> str | None:

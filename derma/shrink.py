@@ -30,7 +30,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from derma.commands import Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
-from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
+from derma.inputs import is_passed_over, walk, why_misread, why_no_lesion
 from derma.web import Refused, Unreachable, Web, Zip
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
@@ -129,24 +129,6 @@ def _why_unwanted(path: PurePosixPath) -> str | None:
     return why_no_lesion(path) or (None if path.suffix.lower() in SUFFIXES else "not an image by its name")
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str | None]]:
-    """Yield each file below a folder and why it cannot be read, or None; links to folders are followed."""
-    real = folder.resolve()
-    if real in above:
-        yield folder, "a link to a folder that it lies in"
-        return
-    try:
-        entries = [entry for entry in folder.iterdir() if not is_passed_over(entry.name)]
-    except OSError as error:
-        yield folder, error.strerror
-        return
-    for entry in entries:
-        if os.path.isdir(entry):  # noqa: PTH112 - Path.is_dir raises where it may not look
-            yield from _walk(entry, (*above, real))
-        else:
-            yield entry, why_no_file(entry)
-
-
 def find_originals(location: str | Path, web: Web | None = None) -> list[Original]:
     """Return the files of a folder, or of a zip at a path or URL, ordered by name; those of file managers are skipped.
 
@@ -159,7 +141,7 @@ def find_originals(location: str | Path, web: Web | None = None) -> list[Origina
     if root.is_dir():
         found = [
             Original(path.relative_to(root).as_posix(), 0 if reason else path.stat().st_size, path.read_bytes, reason)
-            for path, reason in _walk(root)
+            for path, reason in walk(root)
         ]
     else:
         archive = Zip(location, web)
