@@ -18,11 +18,12 @@ from argparse import Namespace
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, create_model
+from pydantic import BaseModel, Field, HttpUrl, JsonValue, NonNegativeInt, ValidationError, create_model
 
 from derma import shrink
 from derma.check import OFFICIAL
@@ -83,15 +84,16 @@ class Record(BaseModel):
     isic_id: str = Field(pattern=r"^[A-Za-z0-9_]+$")  # becomes a file's name
     copyright_license: str | None
     attribution: str | None = None
-    files: create_model("Files", full=create_model("Full", url=str, size=NonNegativeInt))
+    files: create_model("Files", full=create_model("Full", url=HttpUrl, size=NonNegativeInt))
     metadata: create_model("Metadata", clinical=CLINICAL)
 
 
 class Page(BaseModel):
     """What the archive answers to a query."""
 
-    results: list[object]  # a wrong record does not spoil the others
-    next: str | None
+    # Whatever else stands there does not spoil the Records among them.
+    results: list[Annotated[Record | JsonValue, Field(union_mode="left_to_right")]]
+    next: HttpUrl | None
 
 
 def _read_truth(location: str, web: Web) -> tuple[bytes, dict[str, str]]:
@@ -126,49 +128,37 @@ def plan(source: str, address: str, out: Path, web: Web) -> tuple[Jobs, dict[str
     return jobs, truths, missing
 
 
-def _read_page(url: str, web: Web) -> tuple[list[Record], Reasons, str | None]:
-    """Return the records of a page of the archive, those that cannot be read, and the next page's address."""
-    records, refused = [], []
-    try:
-        page = Page.model_validate_json(web.get(url))
-    except ValidationError:
-        raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive; check the address.") from None
-    for content in page.results:
-        try:
-            records.append(Record.model_validate(content))
-        except ValidationError as error:
-            name, problem = content.get("isic_id") if isinstance(content, dict) else content, error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "all of it"
-            refused.append((f"{name}"[:80], f"the archive's record of it is wrong ({place}: {problem['msg']})"))
-    return records, refused, page.next
-
-
 def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.DataFrame, Reasons]:
-    """Return up to ``most`` dermoscopic images for each class from the ISIC Archive, without those in ``excluded``.
+    """Return up to ``most`` dermoscopic images for each class from the ISIC Archive, and the records that are wrong.
 
-    The second result names the records that cannot be read.
+    Those in ``excluded`` are passed over.
     """
-    rows, refused, excluded = [], [], set(excluded)
+    rows, wrong, excluded = [], [], set(excluded)
     for label in CLASSES:
         query = urlencode({"query": f"{QUERIES[label]} AND image_type:dermoscopic", "limit": PAGE})
-        url, count, readable = f"{api}/images/search/?{query}", 0, False
+        url, count = f"{api}/images/search/?{query}", 0
         while url and count < most:
-            records, wrong, following = _read_page(url, web)
-            readable = readable or bool(records)
-            if (wrong and not readable) or following == url:
-                reason = wrong[0][1] if wrong else "its next page is itself"
-                raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive ({reason}); check the address.")
-            for record in records:
-                name, full = record.isic_id, record.files.full
-                if count < most and name not in excluded and record.copyright_license:
+            try:
+                page = Page.model_validate_json(web.get(url))
+            except ValidationError:
+                raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive; check the address.") from None
+            for record in page.results:
+                if not isinstance(record, Record):
+                    name = record.get("isic_id") if isinstance(record, dict) else record
+                    wrong.append((str(name)[:80], "the archive's record of it is incomplete or wrong"))
+                elif count < most and record.isic_id not in excluded and record.copyright_license:
                     diagnosis = ": ".join(filter(None, dict(record.metadata.clinical).values()))
-                    by = record.attribution
-                    rows.append((name, label, diagnosis, record.copyright_license, by, full.url, full.size))
-                    excluded.add(name)
+                    licences, full = (record.copyright_license, record.attribution), record.files.full
+                    rows.append((record.isic_id, label, diagnosis, *licences, str(full.url), full.size))
+                    excluded.add(record.isic_id)
                     count += 1
-            url, refused = following, refused + wrong
+            url = str(page.next or "")
+    if wrong and not rows:
+        raise Unreachable(
+            f"{api}: not the ISIC Archive: all of its records are incomplete or wrong; check the address."
+        )
     columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
-    return pd.DataFrame(rows, columns=columns), refused
+    return pd.DataFrame(rows, columns=columns), wrong
 
 
 def plan_extra(api: str, out: Path, most: int, web: Web) -> tuple[Jobs, pd.DataFrame, Reasons]:
@@ -276,11 +266,8 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
     with writing_into(out):
         write_text(EXTRA_ATTRIBUTION.format(api=address), out / "ATTRIBUTION.txt")
         missing = shrink_originals(jobs, options.short_side, web.connections, web.stopped.set)
-        skipped += add_extra(out, table, official)
-        write_report(missing + skipped, out)
+        write_report(missing + add_extra(out, table, official) + skipped, out)
     _print_counts(out, CLASSES)
-    if skipped:
-        print(f"Skipped, for the reasons in {out / 'refused.csv'}: {len(skipped):,} images.")
     print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_EXTRA={out}.")
     return missing
 

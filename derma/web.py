@@ -38,10 +38,7 @@ class Refused(Exception):
 
 def public(url: str) -> str:
     """Return an address without what may be secret: user, password, query (such as ``?sig=...``) and fragment."""
-    try:
-        return str(httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
-    except httpx.InvalidURL:
-        return "the address that the server gave"  # the user's is checked at once
+    return str(httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
 
 
 class Web:
@@ -54,7 +51,7 @@ class Web:
     def __init__(self, connections: int = 8, timeout: float = 30.0, retries: int = 6):
         self.connections, self.retries = connections, retries
         self.stopped = threading.Event()  # once it is set, nothing is requested again
-        self._address, self._secrets, self._noted = None, httpx.URL(), float("-inf")
+        self._address, self._secrets, self._noted = "", {}, float("-inf")
         try:
             self._client = httpx.Client(
                 timeout=httpx.Timeout(timeout, pool=None),
@@ -64,33 +61,29 @@ class Web:
                 # Some servers refuse clients without a name; a compressed answer would have another length.
                 headers={"User-Agent": f"derma httpx/{httpx.__version__}", "Accept-Encoding": "identity"},
             )
-        except (ImportError, ValueError, httpx.InvalidURL):  # their messages may hold the proxy's password
-            message = "The proxy (HTTPS_PROXY, HTTP_PROXY or ALL_PROXY) should be like http://host:port; correct it."
-            raise Unreachable(message) from None
+        except (ImportError, ValueError, httpx.InvalidURL):  # their messages may hold its password
+            raise Unreachable("HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: not like http://host:port; correct it.") from None
 
     def log_in(self, address: str) -> str:
-        """Return an address or a folder as it may be shown: without user, password and query.
+        """Return an address without user, password and query, with which requests below it are sent; or a folder.
 
-        Requests below the address are sent with these; Unreachable if it is neither a folder nor an address.
+        Unreachable if it is neither.
         """
         if os.path.isdir(address):  # noqa: PTH112 - Path.is_dir raises where an address is too long for a name
             return address
         with suppress(httpx.InvalidURL):
-            self._secrets, self._address = httpx.URL(address), public(address).rstrip("/")
-            if self._secrets.scheme in ("http", "https") and "@" not in str(self._secrets.copy_with(userinfo=b"")):
+            url = httpx.URL(address)
+            if url.scheme in ("http", "https") and "@" not in str(url.copy_with(userinfo=b"")):
+                self._address = public(address).rstrip("/")
+                self._secrets = {
+                    "auth": (url.username, url.password) if url.userinfo else None,
+                    "params": url.params or None,
+                }
                 return self._address
         shown = "--address" if set("@?") & set(address) else address
         raise Unreachable(
-            f"{shown}: neither a folder nor a web address like https://host/folder; check it, and write the characters "
-            "@ / ? # of a password as %40 %2F %3F %23."
+            f"{shown}: neither a folder nor a web address; check it (in a password, @ is %40 and / is %2F)."
         )
-
-    def _with_secrets(self, url: str) -> httpx.URL:
-        """Return the URL to request: only one below the address that was logged in to gets its secrets."""
-        if self._address is None or not url.startswith(f"{self._address}/"):
-            return httpx.URL(url)
-        query = b"&".join(filter(None, (httpx.URL(url).query, self._secrets.query)))
-        return httpx.URL(url).copy_with(userinfo=self._secrets.userinfo, query=query or None)
 
     def get(self, url: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return a file, or its bytes from ``start`` up to, not including, ``stop``.
@@ -109,17 +102,18 @@ class Web:
         """Return the body and the size of the whole file; repeats what may succeed later."""
         # Whole files are requested as a range too: the answer's Content-Range tells the size a second time.
         headers, shown = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}, public(url)
+        secrets = self._secrets if url.startswith(f"{self._address}/") else {}
         for attempt in range(self.retries + 1):
             pause = 0.5 * 2**attempt
             try:
-                with self._client.stream("GET", self._with_secrets(url), headers=headers) as response:
+                with self._client.stream("GET", url, headers=headers, **secrets) as response:
                     if response.status_code not in TEMPORARY:
                         return _read_answer(shown, response, start, stop)
                     problem = f"{response.status_code} {response.reason_phrase}"
                     asked = response.headers.get("Retry-After", "")
                     pause = int(asked) if asked.isdecimal() else pause
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-                raise Refused(f"{shown}: not a web address; check it.") from None
+            except httpx.UnsupportedProtocol:
+                raise Unreachable(f"{shown}: not a web address; check it.") from None
             except (httpx.HTTPError, OSError) as error:
                 problem = str(error) or type(error).__name__
             if attempt < self.retries and time.monotonic() - self._noted > NOTE_SECONDS:

