@@ -1,5 +1,6 @@
 # make run        draw the sample, execute the notebooks on it, score the results
 # make test       check the style and run the tests
+# make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
 # make published  repeat the published recipe on data/isic2017: two runs, averaged and scored
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
@@ -16,7 +17,7 @@ NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
 RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
 WEIGHTS ?=
 
-.PHONY: run published data test test-lowest notebooks lock clean
+.PHONY: run predict published data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
@@ -25,6 +26,10 @@ run: .venv/installed
 	done
 	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN)/scores)
 	@echo "The executed notebooks are in $(RUN)/, the autoencoder's files in models/$(DATA)-autoencoder/."
+
+# Of the run that DERMA_DATA, DERMA_MODEL and DERMA_FROZEN name. OPTIONS: for derma.predict, such as --explain explained
+predict: .venv/installed
+	$(BIN)/python -m derma.predict $(RUN) $(IMAGES) $(OPTIONS)
 
 # WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
 PUBLISHED := DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA)) DERMA_MODEL=densenet169 \
@@ -74,6 +79,8 @@ test-lowest: .venv/installed-dev
 .venv/installed: requirements.txt | .venv/bin/python
 	@echo "Installing the requirements into .venv (several GB and a few minutes, once)"
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@# Notebooks find derma from whatever folder they are started in.
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/derma.pth"
 	@touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed

@@ -25,7 +25,7 @@ import pandas as pd
 from derma import scoring
 from derma.commands import Parser, run_main, whole_number
 from derma.files import as_json
-from derma.tables import Table, TableError, join, number, read_table, truth_from_ids, write_table
+from derma.tables import Table, TableError, join, number, read_table, truth_from_ids, write_predictions
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
@@ -156,18 +156,12 @@ def write_mean(loaded: Loaded, out: Path) -> None:
     Raises:
         TableError: that folder holds another truth, or out-of-fold predictions that are not an earlier ensemble's.
     """
-    held_out, truth = out.with_name("held_out.csv"), out.with_name("ground_truth.csv")
-    if held_out.exists() and (loaded.held_out is None or not out.exists()):
-        raise TableError(f"{held_out}: not of this ensemble; give --out a folder of its own.")
+    truth = out.with_name("ground_truth.csv")
     if truth.exists() and not read_table(truth, truth=True).values.equals(loaded.truth.values):
         raise TableError(f"{truth}: not the truth of this ensemble; give --out a folder of its own.")
-    tables = {out: loaded.joined, held_out: loaded.held_out}
-    if not truth.exists():
-        tables[truth] = loaded.truth.values.astype(int)
-    for file, table in tables.items():
-        if table is not None:
-            identifiers = [loaded.identifiers[stem] for stem in table.index]
-            write_table(table.assign(Id=identifiers), file)
+    tables = (loaded.joined, loaded.truth.values.astype(int), loaded.held_out)
+    names = loaded.identifiers
+    write_predictions(out, *(None if each is None else each.assign(Id=each.index.map(names)) for each in tables))
 
 
 def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from derma.run import load_state
+
 
 class WeightsError(RuntimeError):
     """The model or its weights cannot be had, or do not fit; the message is one sentence that says what to do."""
@@ -22,8 +24,9 @@ def load_backbone(name: str, weights: str) -> nn.Module:
 
     Args:
         name: its name there, such as ``"resnet50.tv_in1k"``: https://huggingface.co/timm lists them.
-        weights: ``"imagenet"`` (timm's own, downloaded once), ``"none"`` (random), or the path of a safetensors file
-            with timm's names; half precision is cast, and a last layer is passed over.
+        weights: ``"imagenet"`` (timm's own, downloaded once), ``"none"`` (random), the path of a safetensors file
+            with timm's names (half precision is cast, and a last layer is passed over), or the folder of a run,
+            ``models/<run>``, of which the first network's backbone is taken.
 
     Raises:
         WeightsError: there is no such model; or its weights are unreachable, unreadable or of another model.
@@ -47,16 +50,7 @@ def load_backbone(name: str, weights: str) -> nn.Module:
 
 
 def _load_file(backbone: nn.Module, name: str, file: Path) -> None:
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file; set DERMA_WEIGHTS to a .safetensors file, 'imagenet' or 'none'.")
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{file}: not a safetensors file ({error}); save the weights with safetensors.torch.save_file, since "
-            "nothing is unpickled here."
-        ) from None
-    own = backbone.state_dict()
+    state, own = _read_file(file), backbone.state_dict()
     last = backbone.pretrained_cfg.get("classifier") or ()  # a name, or several, as "fc" or ("head", "head_dist")
     last = tuple(f"{each}." for each in ([last] if isinstance(last, str) else last))
     state = {key: value for key, value in state.items() if not key.startswith(last)}
@@ -68,6 +62,30 @@ def _load_file(backbone: nn.Module, name: str, file: Path) -> None:
             f"shape, such as '{(missing + strange)[0]}'); set DERMA_MODEL and DERMA_WEIGHTS to the same model."
         )
     backbone.load_state_dict(state, strict=False)
+
+
+def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    """Return tensors by their names in timm, from a safetensors file or a run's folder."""
+    if file.is_dir():
+        try:
+            network = load_state(file / "fold-0.safetensors")["network"]
+        except (ValueError, KeyError):
+            raise WeightsError(
+                f"{file}: holds no trained network, fold-0.safetensors; set DERMA_WEIGHTS to the folder of a finished "
+                "run, models/<run>."
+            ) from None
+        return {name.removeprefix("backbone."): each for name, each in network.items() if name.startswith("backbone.")}
+    if not file.is_file():
+        raise WeightsError(
+            f"{file}: no such file; set DERMA_WEIGHTS to a .safetensors file, a run's folder, 'imagenet' or 'none'."
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{file}: not a safetensors file ({error}); save the weights with safetensors.torch.save_file, since "
+            "nothing is unpickled here."
+        ) from None
 
 
 def stage_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:

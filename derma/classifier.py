@@ -26,7 +26,7 @@ class Classifier(nn.Module):
         self.backbone, self.frozen = load_backbone(model, weights), frozen
         for name in ("mean", "std"):  # of the images that the backbone was trained on
             value = 255 * torch.tensor(self.backbone.pretrained_cfg[name])
-            self.register_buffer(name, value.view(3, 1, 1), persistent=False)
+            self.register_buffer(name, value.view(3, 1, 1))
         if frozen:
             self.backbone.requires_grad_(False)
             with torch.inference_mode():
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the head sees of images: (N, width)."""
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return stage_features(self.backbone, images) if self.frozen else self.backbone(images)
+        return (stage_features(self.backbone, images) if self.frozen else self.backbone(images)).float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(inputs) if inputs.ndim == 4 else inputs)
@@ -54,5 +54,8 @@ def load_classifier(file: Path) -> Classifier:
     if "model" not in state.get("settings", {}):
         raise ValueError(f"{file}: not a trained classifier; name the file of a run, models/<run>/fold-0.safetensors.")
     classifier = Classifier(state["settings"]["model"], "none", state["settings"]["frozen"])
-    classifier.load_state_dict(state["network"])
+    try:
+        classifier.load_state_dict(state["network"])
+    except RuntimeError:
+        raise ValueError(f"{file}: of another version; train this run again.") from None
     return classifier

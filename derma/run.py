@@ -7,10 +7,12 @@ import json
 import math
 import os
 import random
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -92,6 +94,13 @@ def share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code, with ``-dirty`` if files have changed since; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def end_other_processes(accelerator: Accelerator) -> None:
@@ -232,7 +241,9 @@ class Run:
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "accumulation": accelerator.gradient_accumulation_steps,
-            "code": hashlib.sha256(repr((about, self.network, parts["optimizer"])).encode()).hexdigest()[:8],
+            "code": hashlib.sha256(
+                repr((about, self.network, list(self.network.state_dict()), parts["optimizer"])).encode()
+            ).hexdigest()[:8],
         }
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         self._prefix, self._rows = f"{name}-checkpoint-{self.digest}", []
@@ -254,6 +265,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         self._writer = None
         if self.accelerator.is_main_process:
+            (self.folder / "metrics.json").unlink(missing_ok=True)  # written at the end of a run: it marks a whole one
             log = self.folder / "tensorboard" / f"{self.name}-{self.digest}"
             self._writer = SummaryWriter(log, purge_step=len(self._rows) + 1)
         for epoch in range(len(self._rows) + 1, epochs + 1):

@@ -22,6 +22,7 @@ from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
+GOAL = 0.89  # of the sensitivity for melanoma, out of fold
 METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}  # of the intervals and tests of the three categories
 CHALLENGE_SENSITIVITIES = (0.82, 0.89, 0.95)  # at which the challenge reported melanoma's specificity
 
@@ -338,16 +339,21 @@ def three_classes(joined: pd.DataFrame) -> np.ndarray:
     return np.stack([first, np.maximum(1 - first - second, 0), second], axis=1)
 
 
+def choose_out_of_fold(held_out: pd.DataFrame, goal: float = GOAL) -> tuple[float, Calibrator]:
+    """Return a threshold with a sensitivity of ``goal`` for melanoma, and a calibration, chosen out of fold."""
+    targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
+    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], goal)
+    return threshold, fit_calibrator(targets, three_classes(held_out))
+
+
 def out_of_fold(
-    held_out: pd.DataFrame, joined: pd.DataFrame, goal: float = 0.89, resamples: int = RESAMPLES, seed: int = 0
+    held_out: pd.DataFrame, joined: pd.DataFrame, goal: float = GOAL, resamples: int = RESAMPLES, seed: int = 0
 ) -> OutOfFold:
     """Choose a threshold and fit a calibration on out-of-fold predictions, and measure both on other images.
 
     ``held_out`` is as ``joined``, of other images; ``goal`` the least sensitivity for melanoma out of fold, in (0, 1].
     """
-    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], goal)
-    targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
-    calibrator = fit_calibrator(targets, three_classes(held_out))
+    threshold, calibrator = choose_out_of_fold(held_out, goal)
     calibrated = calibrator(three_classes(joined))
     return OutOfFold(
         images=len(held_out),
@@ -379,17 +385,15 @@ def ensemble(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def balanced_accuracy_interval(
-    targets: np.ndarray, predictions: np.ndarray, classes: int = 3, resamples: int = RESAMPLES, seed: int = 0
+    targets: np.ndarray, predictions: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Return the mean recall of the classes, with a bootstrap within each class; NaN where a class is missing.
+    """Return the mean recall of the classes that occur, with a bootstrap within each class.
 
     Args:
-        targets, predictions: (N,) class indices from 0 to ``classes`` - 1.
+        targets, predictions: (N,) class indices.
     """
     rng = np.random.default_rng(seed)
-    right = [predictions[targets == k] == k for k in range(classes)]
-    if not all(map(len, right)):
-        return Estimate(math.nan, math.nan, math.nan)
+    right = [predictions[targets == k] == k for k in np.unique(targets)]
     drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
     return percentile_interval(float(np.mean([each.mean() for each in right])), drawn)
 

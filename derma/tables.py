@@ -46,7 +46,7 @@ class Table:
     Attributes:
         file: its path, for messages.
         values: float64 columns ``task_1`` and ``task_2``, indexed by the Id's file name without extension, in one
-            case and one Unicode form.
+            case and one Unicode form; with its folders, where two of them hold files of one name.
         identifiers, rows: the Ids as they stand in the file, and their rows in it.
         warnings: what looks wrong but can be scored; one sentence each.
     """
@@ -142,10 +142,15 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
         raise TableError(f"{file}, row {numbers[position]}: {name} '{_shown(values[position])}' {what}{others}.")
 
 
-def _stem(identifier: str) -> str:
-    """An Id's file name without extension, in one case and one Unicode form: x/A.b.jpg and C:\\x\\a.b.png are a.b."""
-    name = IMAGE_ENDING.sub("", re.split(r"[\\/]", identifier)[-1])
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+def _keys(identifiers: list[str]) -> pd.Index:
+    """What Ids are joined by: file names without extension, in one case and one Unicode form.
+
+    x/A.b.jpg and C:\\x\\a.b.png are a.b. Where two folders hold files of one name, the folders count, if all have one.
+    """
+    paths = [IMAGE_ENDING.sub("", each.replace("\\", "/")) for each in identifiers]
+    paths = [unicodedata.normalize("NFC", unicodedata.normalize("NFC", each).casefold()) for each in paths]
+    names = pd.Index([each.rsplit("/", 1)[-1] for each in paths], name="Id")
+    return pd.Index(paths, name="Id") if names.has_duplicates and all("/" in path for path in paths) else names
 
 
 def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = False) -> Table:
@@ -165,10 +170,10 @@ def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = F
     wrong = np.array([len(row) != 3 for row in rows])
     _refuse(file, wrong, line, list(map(",".join, rows)), "the row", "should have three fields")
     identifiers, *columns = (list(map(str.strip, column)) for column in zip(*rows, strict=True))
-    stems = pd.Index(list(map(_stem, identifiers)), name="Id")
-    _refuse(file, np.array(stems == ""), line, identifiers, "Id", "is empty; give the image's file name")
-    once = "is a duplicate; keep one row for each image (folder, extension and case do not count)"
-    _refuse(file, stems.duplicated(), line, identifiers, "Id", once)
+    keys = _keys(identifiers)
+    _refuse(file, np.array(keys == ""), line, identifiers, "Id", "is empty; give the image's file name")
+    once = "is a duplicate; keep one row for each image (extension and case do not count)"
+    _refuse(file, keys.duplicated(), line, identifiers, "Id", once)
 
     values, messages = {}, []
     for name, texts in zip(COLUMNS[1:], columns, strict=True):
@@ -190,7 +195,7 @@ def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = F
                 f"{what} have only {distinct} distinct value(s): hard labels? ROC curves need probabilities."
             )
         values[name] = column
-    return Table(file, pd.DataFrame(values, index=stems), identifiers, line, tuple(messages))
+    return Table(file, pd.DataFrame(values, index=keys), identifiers, line, tuple(messages))
 
 
 def truth_from_ids(table: Table) -> Table:
@@ -254,3 +259,31 @@ def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
     """Write columns ``Id``, ``task_1`` and ``task_2``, all or nothing; the numbers read back as the same."""
     table = table.astype({name: np.float64 for name in COLUMNS[1:] if table[name].dtype.kind == "f"})
     write_text(table.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n"), file)
+
+
+def write_predictions(
+    out: Path, predictions: pd.DataFrame, truth: pd.DataFrame | None, held_out: pd.DataFrame | None
+) -> None:
+    """Write predictions and, in their folder, ``ground_truth.csv`` and ``held_out.csv``; each as :func:`write_table`.
+
+    What an earlier call wrote is replaced; a truth of its images goes if there is no new one.
+
+    Raises:
+        TableError: the folder holds a truth or a ``held_out.csv`` that does not belong to an earlier ``out``.
+    """
+    truth_file, held_out_file = out.with_name("ground_truth.csv"), out.with_name("held_out.csv")
+    if held_out_file.exists() and (held_out is None or not out.exists()):
+        raise TableError(f"{held_out_file}: not of these predictions; give --out a folder of its own.")
+    if truth_file.exists():
+        old = read_table(truth_file, truth=True).values
+        own = out.exists() and set(read_table(out).values.index) == set(old.index)
+        keys = _keys(predictions["Id"].astype(str).tolist())
+        if truth is not None and old.equals(truth.set_index(keys)[old.columns].astype(float)):
+            truth = None
+        elif own:
+            truth_file.unlink()
+        elif truth is not None:
+            raise TableError(f"{truth_file}: not the truth of these images; give --out a folder of its own.")
+    for file, table in ((truth_file, truth), (held_out_file, held_out), (out, predictions)):
+        if table is not None:
+            write_table(table, file)

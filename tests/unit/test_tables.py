@@ -56,7 +56,7 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
         ),
         ("p1,nan,1 p2,,1 p3,inf,1", "", "r.csv, row 2: task_1 'nan' is not a finite number; give one from 0 to 1 (2"),
         ("p1,0,1 p2,0_1,1 p3,\u0660.\u0665,1", "", "r.csv, row 3: task_1 '0_1' is not a finite number"),
-        ("p1,0,1 x/P1.jpg,1,0", "", "r.csv, row 3: Id 'x/P1.jpg' is a duplicate; keep one row for each image (folder"),
+        ("p1,0,1 x/P1.jpg,1,0", "", "r.csv, row 3: Id 'x/P1.jpg' is a duplicate; keep one row for each image (exten"),
         (",0.1,0.5", "", "r.csv, row 2: Id '' is empty"),
         ('"p 1\u2028\t1,0.1', "", "r.csv, row 3: the row 'p 1 1,0.1' should have three fields."),
         ("p" * 140_000 + ",0,1", "", "r.csv, row 2: cannot be split into fields"),

@@ -1,0 +1,342 @@
+"""Apply trained runs to new images.
+
+    python -m derma.predict models/<run> IMAGES...               # files, folders, or a folder of class folders
+    python -m derma.predict models/a models/b IMAGES... --out mean/predictions.csv
+    python -m derma.predict models/<run> IMAGE --explain explained
+
+Several runs are averaged, as ``get_results.py --ensemble`` averages them. The predictions are written as
+``Id,task_1,task_2``. If every image lies in a class folder, so is the truth, and ``get_results.py`` can score them.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, takewhile
+from pathlib import Path
+
+# OpenMP's threads sleep while they wait: spinning, they hold up the threads that decode images. Read with torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from derma import scoring
+from derma.augmentation import views
+from derma.classifier import load_classifier
+from derma.commands import Parser, progress, run_main
+from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
+from derma.files import write_bytes, write_text
+from derma.gradcam import grad_cam
+from derma.inputs import walk, why_no_file
+from derma.run import best_precision
+from derma.tables import TableError, join, read_table, tables_from_probabilities, truth_from_ids, write_predictions
+
+RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
+Refused = list[tuple[Path, str]]  # files, each with the reason
+FEW = 20  # images: their predictions are printed
+EXPLAINED = 320  # longer side of an explained image, in pixels
+ENTRY = """<figure><img src="{number:05}.png" alt="left: {name}; right: its Grad-CAM map">
+<figcaption>{name}<br>{numbers}<br>Map for: {label}</figcaption></figure>"""
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Explained predictions</title>
+<style>
+  body {{ font-family: system-ui, sans-serif; max-width: 1100px; margin: 0 auto; padding: 8px; }}
+  main {{ display: flex; flex-wrap: wrap; gap: 16px; }} figure {{ margin: 0; max-width: 100%; }}
+  figure {{ width: min(100%, 520px); }} img {{ max-width: 100%; }} figcaption {{ overflow-wrap: anywhere; }}
+</style>
+<h1>Explained predictions</h1>
+<p><b>{research}</b></p>
+<p>Left is the image; right, a Grad-CAM map of the first network. It is bright where the network's last feature map
+supports the named class, the most probable one. The map is coarse: it shows where the network looked, not what it saw.
+The probabilities are calibrated.</p>
+<main>
+{entries}
+</main></html>
+"""
+
+
+class RunError(ValueError):
+    """A folder is not a finished run, or there are no images; the message is one sentence that says what to do."""
+
+
+class TrainedRun:
+    """A finished run of the classification notebook, ready to be applied to images.
+
+    Args:
+        folder: ``models/<run>``. All its networks are averaged.
+
+    Attributes:
+        size: side of the squares that the networks see, in pixels.
+        networks: on the GPU if there is one.
+        calibrator, threshold: chosen on the run's held-out images; the threshold applies to uncalibrated probabilities.
+
+    Raises:
+        RunError: the folder is not a run, or it is not finished, damaged, or of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+            settings, self.size = about["settings"], int(about["test_size"])
+            self.tta, self.batch_size = settings["tta"], settings["batch_size"]
+            self.calibrator, self.threshold = scoring.Calibrator(**about["calibrator"]), about["threshold"]
+            files = [self.folder / f"fold-{k}.safetensors" for k in range(max(1, settings["folds"]))]
+            self.precision = best_precision() if settings["precision"] == "auto" else settings["precision"]
+        except OSError:
+            raise RunError(
+                f"{self.folder}: holds no metrics.json, so it is no run, or one that is being trained or was "
+                "interrupted; run its notebook to the end, or name another folder, models/<run>."
+            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{self.folder / 'metrics.json'}: of another version or damaged ({error}); run the notebook again."
+            ) from None
+        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        try:
+            networks = map(load_classifier, files)
+            self.networks = [each.to(self.device, memory_format=torch.channels_last).eval() for each in networks]
+        except ValueError as error:
+            raise RunError(str(error)) from None
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the arithmetic that the networks were trained with."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None)
+
+    @torch.inference_mode()
+    def predict(self, images: torch.Tensor) -> np.ndarray:
+        """Return class probabilities (N, 3) of images (N, 3, size, size), bytes: what ``results.csv`` holds."""
+        images = images.to(self.device)
+        with self.autocast():
+            parts = [
+                torch.stack([network(view).float().softmax(1) for view in views(images, self.tta)]).mean(0)
+                for network in self.networks
+            ]
+        return np.mean([part.cpu().double().numpy() for part in parts], axis=0)
+
+    def predict_files(self, files: Iterable[Path]) -> tuple[list[Path], np.ndarray, Refused]:
+        """Return the files that can be read, their class probabilities (N, 3), and the others with the reasons.
+
+        The memory in use depends on the batch size and not on the number of files.
+        """
+        read, refused, parts, batch = [], [], [np.empty((0, len(CLASSES)))], []
+        for file, image, reason in _ahead(self._load, files, ahead=2 * self.batch_size):
+            if image is None:
+                refused.append((file, reason))
+                continue
+            read.append(file)
+            batch.append(image)
+            if len(batch) == self.batch_size:
+                parts.append(self.predict(torch.stack(batch)))
+                batch = []
+        if batch:
+            parts.append(self.predict(torch.stack(batch)))
+        return read, np.concatenate(parts), refused
+
+    def _load(self, file: Path) -> tuple[Path, torch.Tensor | None, str | None]:
+        """Return a file, and either its image, bytes (3, size, size), or why it cannot be used."""
+        reason = why_unreadable(file)
+        return file, None if reason else pil_to_tensor(load_square(file, self.size)), reason
+
+    def __call__(self, file: str | os.PathLike) -> pd.Series:
+        """Return the calibrated class probabilities of an image file; a ValueError if it cannot be used."""
+        _, image, reason = self._load(Path(file))
+        if image is None:
+            raise ValueError(f"{file}: {reason}.")
+        return pd.Series(self.calibrator(self.predict(image.unsqueeze(0)))[0], LABELS, name="probability")
+
+    def explain(self, files: list[Path], targets: np.ndarray) -> Iterator[np.ndarray | None]:
+        """Yield Grad-CAM maps (size, size) in [0, 1] of the first network for these classes, None if it has none."""
+        network = self.networks[0]
+        layer = network.backbone.get_submodule(network.backbone.feature_info[-1]["module"])
+        for file, target in zip(files, targets, strict=True):
+            image = pil_to_tensor(load_square(file, self.size)).unsqueeze(0).to(self.device)
+            with self.autocast():
+                yield grad_cam(network, layer, image, torch.tensor([target]))[0]
+
+
+def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """Yield the function's results in order; threads compute up to ``ahead`` of them in advance."""
+    items = iter(items)
+    with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
+        waiting = deque(pool.submit(function, item) for item in islice(items, ahead))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
+    """Return the images among files and folders, each folder's in the order of their paths, and what cannot be read.
+
+    Raises:
+        RunError: a place does not exist, or there is no image.
+    """
+    files, refused = [], []
+    for place in places:
+        found = sorted(walk(place)) if place.is_dir() else [(place, why_no_file(place))]
+        files += [path for path, reason in found if not reason and (path == place or path.suffix.lower() in ENDINGS)]
+        refused += [(path, reason) for path, reason in found if reason]
+        if not place.exists() or not (files or refused):
+            what = "holds no images" if place.is_dir() else "no such file or folder"
+            raise RunError(f"{place}: {what}; name image files, or folders of them.")
+    return list(dict.fromkeys(files)), refused
+
+
+def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame]:
+    """Return runs, and the mean of their held-out predictions, joined with the truth.
+
+    Raises:
+        RunError: see :class:`TrainedRun`; or the runs hold out different images.
+        TableError: a ``held_out.csv`` is missing or damaged.
+    """
+    runs = [TrainedRun(folder) for folder in folders]
+    tables = [read_table(folder / "held_out.csv") for folder in folders]
+    for folder, table in zip(folders, tables, strict=True):
+        if set(table.values.index) != set(tables[0].values.index):
+            raise RunError(
+                f"{folder}: holds out other images than {folders[0]}, so no threshold can be chosen for their mean; "
+                "predict with each, and average with get_results.py --ensemble."
+            )
+    held_out = [join(table, truth_from_ids(tables[0])) for table in tables]
+    return runs, held_out[0].assign(**scoring.ensemble(held_out), Id=tables[0].identifiers)
+
+
+def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Refused]:
+    """Return what :meth:`TrainedRun.predict_files` does, for the mean of several runs."""
+    read, probabilities, refused = runs[0].predict_files(progress(files, desc="predictions", unit="image"))
+    parts = [probabilities]
+    for each in runs[1:]:
+        again, probabilities, _ = each.predict_files(progress(read, desc="predictions", unit="image"))
+        if again != read:
+            raise RunError(f"{min(set(read) - set(again))}: could be read before, and no longer; run this again.")
+        parts.append(probabilities)
+    return read, sum(parts) / len(parts), refused
+
+
+def _table(files: list[Path], probabilities: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return predictions and, if each file lies in a class folder, the truth, as ``get_results.py`` reads them."""
+    folders = [file.absolute().parent.name for file in files]
+    known = set(folders) <= set(CLASSES)
+    targets = np.array([CLASSES.index(name) if known else 0 for name in folders])
+    results, truth = tables_from_probabilities([file.as_posix() for file in files], targets, probabilities)
+    return results, truth if known else None
+
+
+def _print_table(files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray) -> None:
+    names = ["".join(sign if sign.isprintable() else "?" for sign in str(file)) for file in files]
+    width = max(map(len, names))
+    print(f"{RESEARCH}\n\n{'':{width}}  {'  '.join(LABELS)}")
+    for name, row, marked in zip(names, calibrated, suspicious, strict=True):
+        numbers = "  ".join(f"{value:{len(label)}.3f}" for value, label in zip(row, LABELS, strict=True))
+        print(f"{name:{width}}  {numbers}  {'suspicious' if marked else ''}".rstrip())
+
+
+def write_explanations(
+    folder: Path, first: TrainedRun, files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray
+) -> None:
+    """Write each image with its Grad-CAM as ``<number>.png``, and ``index.html``, which shows them all."""
+    inferno, entries, targets = matplotlib.colormaps["inferno"], [], calibrated.argmax(1)
+    maps = progress(first.explain(files, targets), total=len(files), desc="explanations", unit="image")
+    for number, (file, heat) in enumerate(zip(files, maps, strict=True), start=1):
+        image = load_image(file, EXPLAINED)
+        image.thumbnail((EXPLAINED, EXPLAINED))
+        sheet = Image.new("RGB", (2 * image.width, image.height), "white")
+        sheet.paste(image, (0, 0))
+        if heat is not None:  # the network saw all of the image, squashed to a square
+            colours = Image.fromarray(np.uint8(255 * inferno(heat)[..., :3])).resize(image.size)
+            sheet.paste(Image.blend(image, colours, 0.5), (image.width, 0))
+        content = io.BytesIO()
+        sheet.save(content, "PNG")
+        write_bytes(content.getvalue(), folder / f"{number:05}.png")
+        numbers = ", ".join(f"{label} {value:.3f}" for label, value in zip(LABELS, calibrated[number - 1], strict=True))
+        entries.append(
+            ENTRY.format(
+                number=number,
+                name=html.escape(str(file).encode(errors="backslashreplace").decode()),
+                numbers=numbers + ("; <b>suspicious</b>" if suspicious[number - 1] else ""),
+                label=LABELS[targets[number - 1]] if heat is not None else "none: this network has no maps",
+            )
+        )
+    write_text(PAGE.format(research=RESEARCH, entries="\n".join(entries)), folder / "index.html")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.json").exists() or any(folder.glob("fold-*.safetensors"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python -m derma.predict``; returns the exit code, 2 if nothing was predicted."""
+    parser = Parser(prog="python -m derma.predict", description="Apply trained runs to new images.")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN... IMAGES...", help="runs, then files and folders")
+    parser.add_argument("--out", type=Path, default=Path("predictions/predictions.csv"), help="default: %(default)s")
+    parser.add_argument("--explain", type=Path, metavar="DIR", help="write where the first network looked, as a page")
+    options = parser.parse_args(arguments)
+    folders = list(takewhile(_is_run, options.paths)) or options.paths[:1]
+    places = options.paths[len(folders) :]
+    if not places:
+        parser.error(f"name images after {folders[-1]}: files, folders, or a folder of class folders")
+    if _is_run(options.out.parent):
+        parser.error(f"--out {options.out} lies in a run's folder; name another one")
+    try:
+        predict(folders, places, options.out, options.explain)
+    except (RunError, TableError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or options.out}: {error.strerror or error}; name another place.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | None) -> None:
+    """Do what the command says; raises RunError, TableError or OSError, with nothing written."""
+    files, missing = find_images(places)
+    out.parent.mkdir(parents=True, exist_ok=True)  # noticed now, not after an hour
+    runs, held_out = load_runs(folders)
+    read, probabilities, refused = predict_files(runs, files)
+    refused = missing + refused
+    for file, reason in refused[:FEW]:
+        print(f"{file}: {reason}", file=sys.stderr)
+    if refused:
+        print(f"Not predicted: {len(refused):,} files.", file=sys.stderr)
+    if not read:
+        raise RunError(f"{places[0]}: no image could be read.")
+    threshold, calibrator = runs[0].threshold, runs[0].calibrator
+    if len(runs) > 1:
+        threshold, calibrator = scoring.choose_out_of_fold(held_out)
+    calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
+    results, truth = _table(read, probabilities)
+    write_predictions(out, results, truth, held_out)
+    if len(read) <= FEW:
+        _print_table(read, calibrated, suspicious)
+        print(
+            "\nThe probabilities are calibrated. Suspicious: melanoma, at the threshold that finds "
+            f"{scoring.GOAL:.0%} of the melanomas out of fold."
+        )
+    print(f"{out}: {len(read):,} predictions, as predicted, before calibration.")
+    if truth is not None:
+        print(f"To score them: python get_results.py {out}")
+    if explain is not None:
+        write_explanations(explain, runs[0], read, calibrated, suspicious)
+        print(f"{explain / 'index.html'}: each image with its Grad-CAM map.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,181 @@
+"""A tiny trained run, applied as the command does it. That it repeats results.csv is in tests/notebooks."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import get_results
+from derma import predict
+from derma.classifier import Classifier
+from derma.dataset import CLASSES, LesionData
+from derma.files import write_json
+from derma.predict import TrainedRun, find_images, main
+from derma.run import save_state
+from derma.tables import tables_from_probabilities, write_table
+
+
+@pytest.fixture(scope="module")
+def runs(drawn, tmp_path_factory):
+    """Two runs as the notebook leaves them, of two random networks each."""
+    held_out, folders = LesionData(drawn).split("train", "valid"), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        folder, settings = tmp_path_factory.mktemp("run"), {"model": "test_resnet", "frozen": False, "precision": "no"}
+        for fold in range(2):
+            network = Classifier("test_resnet", "none", frozen=False).state_dict()
+            save_state({"network": network, "settings": settings}, folder / f"fold-{fold}.safetensors")
+        chosen = {"threshold": 0.3, "calibrator": {"temperature": 0.5, "offsets": [0.1, -0.1, 0.0]}, "test_size": 40}
+        settings |= {"folds": 2, "tta": True, "batch_size": 4}
+        write_json(chosen | {"settings": settings, "commit": None}, folder / "metrics.json")
+        probabilities = np.random.default_rng(seed).dirichlet((1, 1, 1), len(held_out))
+        write_table(
+            tables_from_probabilities(held_out["id"], held_out["target"], probabilities)[0], folder / "held_out.csv"
+        )
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def run(runs, tmp_path, monkeypatch):
+    """A copy of the first run, which a test may damage; it runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(runs[0], tmp_path / "run")
+
+
+def arguments(*values):
+    return list(map(str, values))
+
+
+def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys):
+    assert main(arguments(run, drawn / "test")) == 0
+    assert "predictions/predictions.csv: 11 predictions" in capsys.readouterr().out
+    assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Category 1 Score: ") and "Out of fold: mean AUC" in text
+    one = pd.read_csv("predictions/predictions.csv")
+    expected = TrainedRun(run).predict_files(find_images([drawn / "test"])[0])[1]
+    assert (one[["task_1", "task_2"]].to_numpy() == expected[:, [0, 2]]).all()  # to the last digit
+
+    # Several runs are averaged as an ensemble is.
+    assert main(arguments(runs[1], drawn / "test", "--out", "b/predictions.csv")) == 0
+    files = ["predictions/predictions.csv", "b/predictions.csv"]
+    assert get_results.main(["--ensemble", *files, "--out", "c/mean.csv", "--figures", "none"]) == 0
+    assert main(arguments(*runs, drawn / "test", "--out", "d/mean.csv")) == 0
+    for name in ("mean.csv", "held_out.csv"):
+        averaged, predicted = (pd.read_csv(f"{folder}/{name}") for folder in "cd")
+        pd.testing.assert_frame_equal(averaged, predicted, check_exact=True)
+
+    # Other images replace the first ones and their truth, but never another file's.
+    shutil.copytree(drawn / "valid", "mine")
+    assert main(arguments(run, "mine")) == 0
+    assert len(pd.read_csv("predictions/ground_truth.csv")) == 7
+    (run.parent / "ground_truth.csv").write_text((ROOT / "ground_truth.csv").read_text())
+    assert main(arguments(run, "mine", "--out", "predictions.csv")) == 2
+    assert "not the truth of these images; give --out a folder of its own" in capsys.readouterr().err
+
+
+def test_a_few_images_are_printed_with_calibrated_probabilities_and_the_threshold(run, drawn, capsys):
+    files = sorted((drawn / "test" / "nevus").iterdir())[:3]
+    shutil.copy(files[0], "böse, 'a' b.jpg")
+    shutil.copy(files[1], "-x.jpg")
+    assert main(arguments(run, "böse, 'a' b.jpg", "./-x.jpg", files[2])) == 0
+    text = capsys.readouterr().out
+    assert "never use this" in text.lower() or "Never use it" in text
+    trained, table = TrainedRun(run), pd.read_csv("predictions/predictions.csv")
+    assert table["Id"].tolist() == ["böse, 'a' b.jpg", "-x.jpg", files[2].as_posix()]
+    for line, name, raw in zip(text.splitlines()[3:6], table["Id"], table["task_1"], strict=True):
+        assert line.startswith(name) and line.endswith("suspicious") == (raw >= trained.threshold)
+        assert [f"{value:.3f}" for value in trained(name)] == [each for each in line.split() if each[:2] == "0."]
+    assert not Path("predictions/ground_truth.csv").exists()  # no class folders
+
+
+def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys):
+    shutil.copytree(drawn / "test", "mine")
+    first = min(Path("mine/nevus").iterdir())
+    Path("mine/nevus/torn.jpg").write_bytes(first.read_bytes()[:300])
+    Path("mine/nevus/notes.txt").write_text("not an image")
+    Path("mine/nevus/link.jpg").symlink_to("nowhere")
+    Path("mine/loop").symlink_to("loop")
+    os.mkfifo("mine/pipe.jpg")
+    assert main(arguments(run, "mine", first)) == 0
+    printed = capsys.readouterr()
+    assert "11 predictions" in printed.out and "Not predicted: 4 files." in printed.err
+    for name in ("torn.jpg", "link.jpg", "loop", "pipe.jpg"):
+        assert f"{name}: " in printed.err
+
+
+def test_equal_names_in_two_folders_are_two_images(run, drawn):
+    for folder in CLASSES:
+        for name, file in zip("ab", (drawn / "test" / folder).iterdir(), strict=False):
+            Path("mine", folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, f"mine/{folder}/{name}.jpg")
+    assert main(arguments(run, "mine")) == 0
+    assert len(set(pd.read_csv("predictions/predictions.csv")["Id"])) == 6
+    assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "metrics.json").unlink(), "no metrics.json, so it is no run, or one that is being trained"),
+        (lambda run: (run / "fold-1.safetensors").unlink(), "fold-1.safetensors: damaged"),
+        (lambda run: (run / "held_out.csv").unlink(), "held_out.csv: no such file"),
+        (lambda run: (run / "metrics.json").write_text('{"settings": {}}'), "of another version or damaged"),
+        (lambda run: save_state({"network": {}, "settings": {"model": "test_resnet", "frozen": False}},
+                                run / "fold-0.safetensors"), "fold-0.safetensors: of another version"),
+        (lambda run: shutil.rmtree(run), "no run"),
+    ],
+)  # fmt: skip
+def test_what_is_no_finished_run_is_one_sentence(damage, words, run, drawn, capsys):
+    damage(run)
+    assert main(arguments(run, drawn / "test")) == 2
+    assert words in capsys.readouterr().err and not Path("predictions/predictions.csv").exists()
+
+
+def test_no_images_no_place_and_an_interruption_leave_nothing(run, drawn, capsys, monkeypatch):
+    Path("empty/.ipynb_checkpoints").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("empty/.ipynb_checkpoints/a.png")
+    for place, words in (("empty", "empty: holds no images"), ("missing", "missing: no such file or folder")):
+        assert main(arguments(run, place)) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(arguments(run))
+    assert "name images after" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(arguments(run, drawn, "--out", run / "results.csv"))
+    assert "lies in a run's folder" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedRun, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(run, drawn / "test"))
+    full = OSError(28, "No space left", "x")
+    monkeypatch.setattr(predict, "write_predictions", lambda *_: (_ for _ in ()).throw(full))
+    assert main(arguments(run, drawn / "test")) == 2
+    assert "x: No space left; name another place." in capsys.readouterr().err
+    assert not Path("predictions/predictions.csv").exists()
+
+
+def test_explanations_are_images_and_a_page_that_shows_them(run, drawn, capsys):
+    shutil.copy(min((drawn / "test" / "nevus").iterdir()), "<b>&.jpg")
+    assert main(arguments(run, "<b>&.jpg", drawn / "test" / "melanoma", "--explain", "why")) == 0
+    page = (run.parent / "why" / "index.html").read_text()
+    assert page.count("<img ") == 4 and "&lt;b&gt;&amp;.jpg" in page and "<b>&.jpg" not in page
+    with Image.open("why/00001.png") as sheet, Image.open("<b>&.jpg") as image:
+        assert sheet.size == (2 * image.width, image.height)
+        left = sheet.convert("RGB").crop((0, 0, *image.size))
+        assert left.tobytes() == image.convert("RGB").tobytes() != sheet.crop((image.width, 0, *sheet.size)).tobytes()
+
+
+def test_its_settings_are_those_of_the_run(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    trained = TrainedRun(run)
+    assert (trained.size, trained.batch_size, trained.tta) == (40, 4, True) and len(trained.networks) == 2
+    assert trained.calibrator.offsets == metrics["calibrator"]["offsets"]
