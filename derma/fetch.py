@@ -116,7 +116,7 @@ def plan(source: str, address: str, out: Path, web: Web) -> tuple[Jobs, dict[str
             truth = file.replace("Data.zip", "Part3_GroundTruth.csv")
             truths[truth], classes = _read_truth(f"{address}/{truth}", web)
         for original in shrink.find_originals(f"{address}/{file}", web):
-            path = PurePosixPath(original.name.replace("\\", "/"))
+            path = PurePosixPath(original.name)
             label = path.parent.name if classes is None else classes.get(path.stem)
             if label in CLASSES:  # masks have none
                 target = out / split / label / f"{path.stem}.jpg"

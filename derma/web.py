@@ -147,6 +147,30 @@ def _read_answer(shown: str, response: httpx.Response, start: int, stop: int | N
     return body, size
 
 
+def _with_readable_names(content: bytes) -> bytes:
+    """Return part of a zip; names in its directory that claim to be UTF-8 and are not claim it no longer (bit 11).
+
+    zipfile would refuse the whole zip. Bit 15, which no zip uses, marks these names: they are refused one by one.
+    """
+    changed, place = bytearray(content), 0
+    while content.startswith(b"PK\1\2", place) and len(content) >= place + 46:
+        (flags,), lengths = (
+            struct.unpack_from("<H", content, place + 8),
+            struct.unpack_from("<HHH", content, place + 28),
+        )
+        try:
+            content[place + 46 : place + 46 + lengths[0]].decode()
+        except UnicodeDecodeError:
+            struct.pack_into("<H", changed, place + 8, flags & ~0x800 | (flags & 0x800) << 4)
+        place += 46 + sum(lengths)
+    return bytes(changed)
+
+
+class _LocalFile(io.FileIO):
+    def read(self, count: int = -1) -> bytes:
+        return _with_readable_names(super().read(count))
+
+
 class _RemoteFile:
     """A file on a server, as far as zipfile needs one to read a directory."""
 
@@ -163,7 +187,7 @@ class _RemoteFile:
     def read(self, count: int | None = None) -> bytes:
         start, stop = self._place, self._size if count is None else min(self._place + count, self._size)
         self._place = stop
-        return self._web.get(self._url, start, stop) if start < stop else b""
+        return _with_readable_names(self._web.get(self._url, start, stop)) if start < stop else b""
 
 
 class Zip:
@@ -175,7 +199,7 @@ class Zip:
     def __init__(self, location: str | Path, web: Web | None = None):
         self._location, self._web = location, web if "://" in str(location) else None
         try:
-            with zipfile.ZipFile(_RemoteFile(location, web) if self._web else location) as archive:
+            with zipfile.ZipFile(_RemoteFile(location, web) if self._web else _LocalFile(location)) as archive:
                 self.members = [member for member in archive.infolist() if not member.is_dir()]
                 starts = sorted(member.header_offset for member in archive.infolist())
                 self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none

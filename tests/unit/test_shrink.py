@@ -127,6 +127,11 @@ def test_a_folder_or_zip_as_people_have_them(tmp_path, capsys, zipped):
         with zipfile.ZipFile(originals, "w") as archive:
             for name, (content, _) in files.items():
                 archive.writestr(name, content)
+            archive.writestr("test/böse.jpg", whole)
+        originals.write_bytes(originals.read_bytes().replace("böse".encode(), b"b\xf6\xf6se"))
+        files |= {
+            "test/b÷÷se.jpg": (whole, "its name is not in the encoding")
+        }  # as the oldest encoding of zips reads it
     else:
         for name, (content, _) in files.items():
             (originals / name).parent.mkdir(parents=True, exist_ok=True)
