@@ -120,6 +120,7 @@ class LesionData:
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``.
         extra: a folder of class folders with further training images; see ``derma.fetch --extra``.
+        need_splits: False also takes two or three class folders without splits, and cuts them into splits.
 
     Attributes:
         root, name: the folder, and its own name.
@@ -131,7 +132,7 @@ class LesionData:
         DatasetError: the layout is wrong, a class is empty, or none of its images can be read.
     """
 
-    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None):
+    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None, need_splits: bool = True):
         self.root = Path(root)
         self.name = self.root.absolute().name
         if not self.root.is_dir():
@@ -139,10 +140,14 @@ class LesionData:
                 f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
                 f"holds {', '.join(SPLITS)}. 'make data' fetches data/isic2017, 'python -m derma.sample' draws one."
             )
-        for split in SPLITS:
+        cut = not need_splits and not any((self.root / split).is_dir() for split in SPLITS)
+        for split in () if cut else SPLITS:
             if not (self.root / split).is_dir():
                 raise DatasetError(f"{self.root}: the split folder '{split}' is missing; make it, with class folders.")
-        rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
+        if cut:
+            rows = list(_scan(self.root, "", self.name, required=False))
+        else:
+            rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
         if extra is not None:
             rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
         rows = [row for row in rows if Path(row[0]).suffix.lower() in ENDINGS]
@@ -153,10 +158,24 @@ class LesionData:
         reasons = {path: why for path, why in reasons.items() if why}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self.images = images[~images["path"].isin(set(reasons))].reset_index(drop=True)
-        self._check_classes(reasons)
-        self._check_names()
+        if cut:
+            self._cut()
+        else:
+            self._check_classes(reasons)
+            self._check_names()
         if extra is not None and "extra" not in set(self.images["split"]):
             raise DatasetError(f"{extra}: no images in its class folders; put some there, or unset DERMA_EXTRA.")
+
+    def _cut(self) -> None:
+        """Give the images of each class splits in turn: five eighths train, an eighth valid, two eighths test."""
+        counts = self.images["target"].value_counts()
+        if len(counts) < 2 or counts.min() < 8:
+            raise DatasetError(
+                f"{self.root}: neither splits ({', '.join(SPLITS)}) nor two class folders ({', '.join(CLASSES)}) with "
+                "eight images each; sort the images into such folders."
+            )
+        turns = np.array(["train", "test", "train", "valid", "train", "test", "train", "train"])
+        self.images["split"] = turns[self.images.groupby("target").cumcount() % len(turns)]
 
     def _check_classes(self, reasons: dict[str, str]) -> None:
         """Refuse a split without readable images of a class."""
@@ -198,10 +217,11 @@ class LesionData:
     def remove(self, paths: set[str]) -> None:
         """Drop images by path; a DatasetError, with nothing dropped, if a class of a split would be left empty."""
         kept = self.images[~self.images["path"].isin(paths)].reset_index(drop=True)
-        present = set(zip(kept["split"], kept["target"]))
-        for split, (target, name) in product(SPLITS, enumerate(CLASSES)):
-            if (split, target) not in present:
-                raise DatasetError(f"{self.root / split / name}: no image would be left in this class.")
+        before, after = (set(zip(table["split"], table["target"])) for table in (self.images, kept))
+        for split, target in sorted(before - after):
+            if split == "extra":
+                continue
+            raise DatasetError(f"{self.root / split / CLASSES[target]}: no image would be left in this class.")
         self.images = kept
 
 
@@ -350,11 +370,18 @@ def make_loader(
     )
 
 
-def open_data(root: Path, extra: Path | None = None, *, drop_leaks: bool, trained: tuple[str, ...]) -> LesionData:
+def open_data(
+    root: Path,
+    extra: Path | None = None,
+    *,
+    drop_leaks: bool,
+    trained: tuple[str, ...],
+    need_splits: bool = True,
+) -> LesionData:
     """Open a data folder for a notebook: draw ``data/sample`` if it is missing, and say which images are removed.
 
     Args:
-        root, extra: see :class:`LesionData`.
+        root, extra, need_splits: see :class:`LesionData`.
         drop_leaks: remove the images of ``trained`` splits that show a photograph of another split.
     """
     from derma.leaks import training_leaks
@@ -362,7 +389,7 @@ def open_data(root: Path, extra: Path | None = None, *, drop_leaks: bool, traine
 
     if root == Path("data/sample") and not root.exists():
         draw_sample(root)
-    data = LesionData(root, extra)
+    data = LesionData(root, extra, need_splits)
     if len(data.unreadable):
         print(f"Removed, since they cannot be used: {len(data.unreadable)} files, such as")
         print(data.unreadable.head(5).to_string(index=False))

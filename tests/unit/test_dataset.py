@@ -152,3 +152,19 @@ def test_an_epochs_order_follows_from_its_number():
     assert torch.equal(torch.cat(list(loader)), torch.cat(first)) and not torch.equal(
         torch.cat(first), torch.cat(second)
     )
+
+
+def test_class_folders_alone_are_cut_into_splits_where_a_notebook_allows_it(drawn, tmp_path):
+    for name in ("melanoma", "nevus"):  # another clinic's images may lack a class
+        for file in drawn.glob(f"*/{name}/*"):
+            (tmp_path / "clinic" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "clinic" / name)
+    data = LesionData(tmp_path / "clinic", need_splits=False)
+    counts = data.counts
+    assert counts["all"].tolist() == [19, 4, 8, 31] and (counts["seborrheic_keratosis"] == 0).all()
+    data.remove({data.images["path"][0]})
+    with pytest.raises(DatasetError, match="the split folder 'train' is missing"):
+        LesionData(tmp_path / "clinic")
+    shutil.rmtree(tmp_path / "clinic" / "nevus")
+    with pytest.raises(DatasetError, match=r"neither splits .* nor two class folders .* with eight images each"):
+        LesionData(tmp_path / "clinic", need_splits=False)
