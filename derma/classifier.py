@@ -9,7 +9,7 @@ from torch import nn
 
 from derma.backbones import load_backbone, stage_features
 from derma.dataset import CLASSES
-from derma.run import load_state
+from derma.states import load_state
 
 
 class Classifier(nn.Module):

@@ -19,7 +19,7 @@ from derma.augmentation import views
 from derma.classifier import Classifier
 from derma.commands import progress
 from derma.dataset import LesionImages, make_loader
-from derma.run import load_state, save_state
+from derma.states import load_state, save_state
 
 
 class Features(Dataset):

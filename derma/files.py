@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -49,3 +51,10 @@ def as_json(value: object) -> object:
 def write_json(content: object, file: str | os.PathLike) -> None:
     """Write what :func:`as_json` returns, indented."""
     write_text(json.dumps(as_json(content), indent=2) + "\n", file)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the code, with ``-dirty`` if files have changed since; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

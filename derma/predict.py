@@ -24,7 +24,6 @@ from pathlib import Path
 # OpenMP's threads sleep while they wait: spinning, they hold up the threads that decode images. Read with torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -33,13 +32,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from derma import scoring
 from derma.augmentation import views
+from derma.backbones import best_precision
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
 from derma.files import write_bytes, write_text
 from derma.gradcam import grad_cam
 from derma.inputs import walk, why_no_file
-from derma.run import best_precision
 from derma.tables import TableError, join, read_table, tables_from_probabilities, truth_from_ids, write_predictions
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
@@ -252,7 +251,9 @@ def write_explanations(
     folder: Path, first: TrainedRun, files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray
 ) -> None:
     """Write each image with its Grad-CAM as ``<number>.png``, and ``index.html``, which shows them all."""
-    inferno, entries, targets = matplotlib.colormaps["inferno"], [], calibrated.argmax(1)
+    from matplotlib import colormaps  # takes a while, and is not always needed
+
+    entries, targets = [], calibrated.argmax(1)
     maps = progress(first.explain(files, targets), total=len(files), desc="explanations", unit="image")
     for number, (file, heat) in enumerate(zip(files, maps, strict=True), start=1):
         image = load_image(file, EXPLAINED)
@@ -260,7 +261,7 @@ def write_explanations(
         sheet = Image.new("RGB", (2 * image.width, image.height), "white")
         sheet.paste(image, (0, 0))
         if heat is not None:  # the network saw all of the image, squashed to a square
-            colours = Image.fromarray(np.uint8(255 * inferno(heat)[..., :3])).resize(image.size)
+            colours = Image.fromarray(np.uint8(255 * colormaps["inferno"](heat)[..., :3])).resize(image.size)
             sheet.paste(Image.blend(image, colours, 0.5), (image.width, 0))
         content = io.BytesIO()
         sheet.save(content, "PNG")

@@ -7,12 +7,10 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
@@ -22,12 +20,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, gather_object
 from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from derma.backbones import best_precision
 from derma.commands import progress
+from derma.states import load_state, save_state
 
 TRAINED = "trained before, and loaded; DERMA_RESUME=false trains it again."
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
@@ -44,18 +42,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-
-
-def best_precision() -> str:
-    """Return the arithmetic that is fast on this machine: ``"bf16"``, ``"fp16"`` or ``"no"`` (single precision).
-
-    On a CPU, bfloat16 pays only with instructions made for it (AMX or AVX-512): a ResNet50 trains 1.8 times as fast.
-    """
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.12 on
-    made_for_it = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    return "bf16" if not torch.backends.mps.is_available() and made_for_it else "no"
 
 
 def start(seed: int, precision: str) -> Accelerator:
@@ -96,13 +82,6 @@ def share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def git_commit() -> str | None:
-    """Return the commit of the code, with ``-dirty`` if files have changed since; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def end_other_processes(accelerator: Accelerator) -> None:
     """End every process but the first, whose figures and files are enough."""
     if not accelerator.is_main_process:
@@ -131,68 +110,6 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def serialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
-    """Return a nested state as JSON can hold it; its tensors and arrays go into ``tensors``."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        key = f"{len(tensors):06}"
-        tensors[key] = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"array" if isinstance(value, np.ndarray) else "tensor": key}
-    if isinstance(value, dict):
-        return {"dict": [[serialise(key, tensors), serialise(each, tensors)] for key, each in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [serialise(each, tensors) for each in value]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
-
-
-def deserialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
-    """Undo :func:`serialise`."""
-    if not isinstance(value, dict):
-        return value
-    (kind, content), *_ = value.items()
-    if kind == "dict":
-        return {deserialise(key, tensors): deserialise(each, tensors) for key, each in content}
-    if kind in ("list", "tuple"):
-        return {"list": list, "tuple": tuple}[kind](deserialise(each, tensors) for each in content)
-    return tensors[content].numpy() if kind == "array" else tensors[content]
-
-
-def _hash(about: str, tensors: dict[str, torch.Tensor]) -> str:
-    """Return a hash of all that a file holds: the lengths in it would not show a page left unwritten."""
-    digest = hashlib.sha256(about.encode())
-    for key in sorted(tensors):
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def save_state(state: dict, file: Path) -> None:
-    """Write a nested dict of tensors, arrays, numbers, texts, lists and tuples as safetensors, all or nothing."""
-    tensors: dict[str, torch.Tensor] = {}
-    about = json.dumps(serialise(state, tensors))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    save_file(tensors, partial, metadata={"about": about, "sha256": _hash(about, tensors)})
-    os.replace(partial, file)
-
-
-def load_state(file: Path) -> dict:
-    """Return what :func:`save_state` wrote; nothing is unpickled.
-
-    Raises:
-        ValueError: the file is missing, torn or changed.
-    """
-    try:
-        with safe_open(file, "pt") as content:
-            metadata = content.metadata() or {}
-            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - it is no dict
-        if _hash(metadata["about"], tensors) != metadata["sha256"]:
-            raise ValueError("its contents have changed")
-        return deserialise(json.loads(metadata["about"]), tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{file}: damaged ({error}).") from None
 
 
 def restore(part: object, state: dict) -> None:

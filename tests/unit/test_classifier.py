@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from derma.classifier import Classifier, load_classifier
-from derma.run import save_state
+from derma.states import save_state
 
 
 @pytest.mark.parametrize("frozen", [False, True])

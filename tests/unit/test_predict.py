@@ -18,7 +18,7 @@ from derma.classifier import Classifier
 from derma.dataset import CLASSES, LesionData
 from derma.files import write_json
 from derma.predict import TrainedRun, find_images, main
-from derma.run import save_state
+from derma.states import save_state
 from derma.tables import tables_from_probabilities, write_table
 
 

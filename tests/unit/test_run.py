@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from derma.dataset import make_loader
-from derma.run import Run, cosine_with_warmup, deserialise, load_state, restore, save_state, seed_everything, serialise
+from derma.run import Run, cosine_with_warmup, restore, seed_everything
+from derma.states import load_state
 
 
 class Images:
@@ -125,18 +126,6 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "length", 3)
     with pytest.raises(ValueError, match="do not fill one batch; set DERMA_BATCH_SIZE lower"):
         train(tmp_path / "few")
-
-
-def test_states_survive_their_file(tmp_path):
-    state = {"a": [1, 2.5, None, "text"], 3: (torch.eye(2), np.arange(3)), "nested": {"b": True}}
-    save_state(state, tmp_path / "state.safetensors")
-    back = load_state(tmp_path / "state.safetensors")
-    assert back["a"] == state["a"] and torch.equal(back[3][0], state[3][0]) and (back[3][1] == state[3][1]).all()
-    assert deserialise(serialise({"x": ()}, {}), {}) == {"x": ()}
-    with pytest.raises(TypeError, match="cannot hold a set"):
-        serialise({"x": {1}}, {})
-    with pytest.raises(ValueError, match=r"missing.safetensors: damaged"):
-        load_state(tmp_path / "missing.safetensors")
 
 
 def test_moments_are_laid_out_as_their_parameters():
