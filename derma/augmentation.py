@@ -128,7 +128,7 @@ def views(batch: torch.Tensor, augment: bool) -> list[torch.Tensor]:
         augment: the eight flips and quarter turns of images, none of which changes the class; else the images alone.
     """
     if batch.ndim == 3:
-        return list(batch.unbind(1))
+        return [view.contiguous() for view in batch.unbind(1)]  # the layout decides the last digit of what follows
     if not augment:
         return [batch]
     return [torch.rot90(flipped, turns, (2, 3)) for flipped in (batch, batch.flip(3)) for turns in range(4)]

@@ -6,6 +6,7 @@ import ast
 import difflib
 import json
 import os
+import sys
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ def settings_in(notebook: Path) -> set[str]:
 
 
 def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> BaseSettings:
-    """Return the settings of a run.
+    """Return the settings of a run. In Jupyter, the repository becomes the working directory, wherever that started.
 
     Args:
         settings: a class of settings with the prefix ``DERMA_``, one of which is ``data``, a folder.
@@ -44,6 +45,8 @@ def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> Bas
         SettingsError: a value is wrong, or the environment holds a ``DERMA_`` name that neither this notebook nor
             another one in the repository knows (`make run` hands the same environment to both).
     """
+    if "ipykernel" in sys.modules:
+        os.chdir(ROOT)  # relative folders are the repository's
     own = set(settings.model_fields)
     variables = {name.upper() for name, value in os.environ.items() if value}
     given = {name[len(PREFIX) :].lower() for name in variables if name.startswith(PREFIX)}

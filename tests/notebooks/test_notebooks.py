@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from safetensors.torch import load_file
 
 import derma.execute
+from derma.predict import TrainedRun, find_images
 from derma.scoring import score
 from derma.tables import join, read_table
 
@@ -121,6 +123,14 @@ def test_five_folds_learn_predict_each_image_once_and_leave_a_run(run, drawn, fr
     assert len(list(root.glob("models/features/*"))) == (2 if frozen == "true" else 0)
     assert len(list((root / "run").glob("fold-?.safetensors"))) == 5
     assert "To score it: python get_results.py run/results.csv" in text and not (root / "results.csv").exists()
+
+    # derma.predict repeats results.csv to the last digit, with as many threads as the notebook had.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, probabilities, _ = TrainedRun(root / "run").predict_files(find_images([drawn / "test"])[0])
+    torch.set_num_threads(threads)
+    results = read_table(root / "run" / "results.csv").values
+    assert (results == probabilities[:, [0, 2]]).all(axis=None)
 
 
 def test_held_out_never_reads_the_labels_of_the_test_split(run, data_folder):

@@ -4,6 +4,8 @@ import torch
 from safetensors.torch import save_file
 
 from derma.backbones import WeightsError, load_backbone, stage_features
+from derma.classifier import Classifier
+from derma.states import save_state
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
@@ -31,12 +33,23 @@ def test_weights_come_from_a_file_without_its_last_layer(file):
     assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
 
 
+def test_weights_come_from_a_run_whatever_its_head(tmp_path):
+    trained = Classifier("test_resnet", "none", frozen=True)
+    save_state({"network": trained.state_dict()}, tmp_path / "run" / "fold-0.safetensors")
+    backbone = load_backbone("test_resnet", str(tmp_path / "run"))
+    for a, b in zip(backbone.parameters(), trained.backbone.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(WeightsError, match="not the weights of test_convnext"):
+        load_backbone("test_convnext", str(tmp_path / "run"))
+
+
 def test_what_cannot_be_had_is_one_sentence(file, tmp_path, monkeypatch):
     (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:100])
     for name, weights, words in [
         ("test_resnet", "missing.safetensors", "missing.safetensors: no such file; set DERMA_WEIGHTS"),
         ("test_resnet", tmp_path / "torn.safetensors", "not a safetensors file"),
         ("test_convnext", file, "not the weights of test_convnext .* set DERMA_MODEL and DERMA_WEIGHTS to the same"),
+        ("test_resnet", tmp_path, "holds no trained network, fold-0.safetensors; set DERMA_WEIGHTS to the folder"),
         ("resnet5O", "none", "timm cannot make 'resnet5O' .* did you mean resnet50"),
     ]:
         with pytest.raises(WeightsError, match=words):

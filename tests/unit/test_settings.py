@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,10 @@ def test_a_wrong_setting_is_one_sentence(monkeypatch, name, value, sentence):
     with pytest.raises(SettingsError) as error:
         read_settings(Settings, RECIPES)
     assert str(error.value).startswith(sentence)
+
+
+def test_in_jupyter_relative_folders_are_the_repositorys(monkeypatch, tmp_path):
+    monkeypatch.chdir("/")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    read_settings(Settings, RECIPES)
+    assert Path.cwd() == tmp_path  # which stands for the repository here
