@@ -46,9 +46,10 @@ panel.text = `<div role="status"><p><b>${safe(data.name[index])}</b>: ${safe(dat
     <div id="neighbours">${data.near[index].map(button).join("")}</div>`;
 """
 SEARCH = """
-const wanted = this.value.trim().toLowerCase();
+const plain = text => text.normalize().toLowerCase();  // macOS writes accents as signs of their own
+const wanted = plain(this.value.trim());
 if (!wanted) return;
-const found = source.data.name.findIndex(name => name.toLowerCase().includes(wanted));
+const found = source.data.name.findIndex(name => plain(name).includes(wanted));
 if (found >= 0) source.selected.indices = [found];
 else panel.text = '<p role="status">No file has this name.</p>';
 """
@@ -82,10 +83,13 @@ def write_explorer(
 
     Args:
         table: a row for each of N images: ``file`` (its path), ``name`` (what to search for), ``x`` and ``y`` (its
-            place on the map), ``label`` (its class) and ``split``. Each further column is a number to colour by.
+            place on the map), ``label`` (its class) and ``split``. Each further column is a number to colour by; what
+            is not a finite number is grey.
         neighbours: (N, K) positions of each image's nearest, the nearest first.
     """
+    table = table.astype({text: str for text in ("name", "label", "split")})
     numbers = table.drop(columns=["file", "name", "x", "y", "label", "split"])
+    numbers = numbers.apply(pd.to_numeric, errors="coerce").astype(float)
     ways = {
         "class": _by_category(table["label"], list(MARKERS.values())),
         "split": _by_category(table["split"], [MARKERS["square"]]),
@@ -96,7 +100,7 @@ def write_explorer(
     source = ColumnDataSource(
         {
             **{axis: table[axis].to_numpy(np.float32) for axis in ("x", "y")},
-            **{text: table[text].astype(str).tolist() for text in ("name", "label")},
+            **{text: table[text].tolist() for text in ("name", "label")},
             "about": [", ".join(filter(None, each)) for each in zip(table["label"], table["split"], extra)],
             "thumbnail": list(map(_data_url, table["file"])),
             "near": neighbours.tolist(),
@@ -123,7 +127,7 @@ def write_explorer(
     legend = Div(text=legends["class"], **wide)
     panel = Div(text="<p>Click a point, or search for a file.</p>", styles={"min-height": "120px"}, **wide)
     colour = Select(title="Colour by", value="class", options=list(ways), **wide)
-    search = TextInput(title="Search by file name, then Enter", placeholder=str(table["name"].iloc[0]), **wide)
+    search = TextInput(title="Search by file name, then Enter", placeholder=table["name"].iloc[0], **wide)
     models = {"source": source, "selected": selected, "panel": panel, "legend": legend}
     source.selected.js_on_change("indices", CustomJS(args=models, code=SELECT))
     search.js_on_change("value", CustomJS(args=models, code=SEARCH))
@@ -148,8 +152,8 @@ def _by_category(values: pd.Series, signs: list[str]) -> tuple[list[str], str]:
 
 
 def _by_number(values: pd.Series) -> tuple[list[str], str]:
-    """Return each value's colour, grey where it is not a number, and the scale as HTML."""
-    values = values.astype(float)
+    """Return each value's colour, grey where it is not a finite number, and the scale as HTML."""
+    values = values.where(np.isfinite(values))
     low, high = values.min(), values.max()
     steps = (values - low) / max(high - low, 1e-12) * (len(Cividis256) - 1)
     colours = ["#999999" if np.isnan(step) else Cividis256[round(step)] for step in steps]
