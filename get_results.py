@@ -16,6 +16,7 @@ averages both, and --out writes both, with the truth. Figures go to images/score
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,10 @@ import pandas as pd
 from derma import scoring
 from derma.commands import Parser, run_main, whole_number
 from derma.files import as_json
-from derma.tables import Table, TableError, join, number, read_table, truth_from_ids, write_predictions
+from derma.tables import Table, TableError, defined, join, number, read_table, truth_from_ids, write_predictions
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
+PLURALS = {1: "melanomas", 2: "seborrheic keratoses"}
 CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
 FEW = 10  # images of a class
 
@@ -126,12 +128,11 @@ def load(options: argparse.Namespace) -> Loaded:
     joined = [join(table, truth) for table in tables]
     warnings = [*options.warnings, *(warning for table in (*tables, *held_out) for warning in table.warnings)]
     loaded = Loaded(joined[0].assign(**scoring.ensemble(joined)), truth, warnings)
-    for category, name in enumerate(("melanomas", "seborrheic keratoses"), start=1):
-        positives = int(joined[0][f"true_{category}"].sum())
-        if min(positives, len(joined[0]) - positives) < FEW:
-            loaded.warnings.append(
-                f"{options.truth}: {positives} {name} among {len(joined[0])} images: too few to trust an interval."
-            )
+    for category in defined(loaded.joined):
+        count, images = int(loaded.joined[f"true_{category}"].sum()), len(loaded.joined)
+        if min(count, images - count) < FEW:
+            what = f"{count} {PLURALS[category]} among {images} images: too few to trust an interval"
+            warnings.append(f"{options.truth}: {what}.")
     if options.ensemble:
         loaded.parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
         loaded.parts["mean of probabilities"] = scoring.score(loaded.joined)
@@ -142,9 +143,7 @@ def load(options: argparse.Namespace) -> Loaded:
         parts = [join(table, truth_from_ids(held_out[0])) for table in held_out]
         loaded.held_out = parts[0].assign(**scoring.ensemble(parts))
         if shared := int(loaded.held_out.index.isin(loaded.joined.index).sum()):
-            loaded.warnings.append(
-                f"{options.held_out[0]}: {shared} of its images are scored too, so it is not held out."
-            )
+            warnings.append(f"{options.held_out[0]}: {shared} of its images are scored too, so it is not held out.")
     for table in (*held_out[:1], tables[0]):
         loaded.identifiers |= dict(zip(table.values.index, table.identifiers, strict=True))
     return loaded
@@ -164,10 +163,17 @@ def write_mean(loaded: Loaded, out: Path) -> None:
     write_predictions(out, *(None if each is None else each.assign(Id=each.index.map(names)) for each in tables))
 
 
+def known(values: dict) -> list[tuple]:
+    """Return the categories that are defined, each with its value."""
+    return [(category, value) for category, value in values.items() if value is not None]
+
+
 def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
     """Print the scores first, in the three lines that other programs may read, then their intervals and the rest."""
+    lacking = "".join(NAMES[category] for category in (1, 2) if report.areas[category] is None)  # at most one
     for category, area in report.areas.items():
-        print(f"Category {category} Score: {area.value:.3f}")
+        value = f"{area.value:.3f}" if area else f"not defined (no {lacking} among {len(joined):,} images)"
+        print(f"Category {category} Score: {value}")
     positives = {1: int(joined["true_1"].sum()), 2: int(joined["true_2"].sum())}
     print(
         f"\n{len(joined):,} images: {positives[1]:,} melanomas, {positives[2]:,} seborrheic keratoses, "
@@ -176,7 +182,7 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
     # Only the challenge's own test images give a comparable rank.
     official = (len(joined), positives[1], positives[2]) == (600, 117, 90)
     print(f"\n{'category':24} {'AUC':22} {'by':10} {'bootstrap':18} rank among the challenge's 23")
-    for category, area in report.areas.items():
+    for category, area in known(report.areas):
         check = report.bootstrapped[category]
         print(
             f"{category} {NAMES[category]:22} {area!s:22} {scoring.METHODS[category]:10} "
@@ -191,7 +197,7 @@ def print_report(report: scoring.Report, joined: pd.DataFrame) -> None:
             f"{', '.join(found)}. PPV and NPV hold where {positives[1] / len(joined):.1%} of lesions are melanomas."
         )
     print(f"\n{'':24} {'average precision':18} {'AUC, sens. > 80 %':18} {'Brier score':12} expected calibration error")
-    for category, precision in report.average_precision.items():
+    for category, precision in known(report.average_precision):
         calibration = report.calibration.get(category)
         brier, error = (f"{calibration.brier:.3f}", f"{calibration.error:.3f}") if calibration else "--"
         above = report.areas_above_80[category]
@@ -211,14 +217,15 @@ def print_points(points: list[scoring.OperatingPoint]) -> None:
 def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
     """Print what out-of-fold predictions are worth, and what they decide."""
     print(f"\nOut of fold: mean AUC {chosen.area} on {chosen.images:,} images of {' and '.join(map(str, files))}.")
-    print_points([chosen.point])
+    if chosen.point:
+        print_points([chosen.point])
+        print(f"This threshold finds {chosen.goal:.0%} of the melanomas out of fold. The row shows the images scored.")
     offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(CLASSES, chosen.calibrator.offsets, strict=True))
     print(
-        f"This threshold finds {chosen.goal:.0%} of the melanomas out of fold. The row shows the images scored.\n"
         f"Calibrated out of fold: temperature {chosen.calibrator.temperature:.3f}, offsets {offsets}.\n"
         f"\n{'on the images scored':24} {'calibration error before':25} after"
     )
-    for category, before in chosen.before.items():
+    for category, before in known(chosen.before):
         print(f"{category} {NAMES[category]:22} {before:<25.3f} {chosen.after[category]:.3f}")
 
 
@@ -226,18 +233,19 @@ def print_parts(parts: dict[str, tuple[float, float, float]]) -> None:
     """Print the scores of an ensemble's files and of their mean."""
     width = max(map(len, parts))
     print(f"\n{'ensemble':{width}}  category 1  category 2  category 3")
-    for name, (first, second, mean) in parts.items():
-        print(f"{name:{width}}  {first:<10.3f}  {second:<10.3f}  {mean:.3f}")
+    for name, scores in parts.items():
+        first, second, mean = ("-" if math.isnan(each) else f"{each:.3f}" for each in scores)
+        print(f"{name:{width}}  {first:10}  {second:10}  {mean}")
 
 
 def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> None:
     """Print differences in AUC, their intervals and p values."""
     print(f"\n{'minus ' + str(other):24} {'difference in AUC':28} p (two-sided, paired)")
-    for category, result in comparison.items():
-        each = result.difference
+    for category, result in known(comparison):
+        each, p = result.difference, "-" if math.isnan(result.p) else f"{result.p:.2g}"
         print(
             f"{category} {NAMES[category]:22} {each.value:+.3f} [{each.low:+.3f}, {each.high:+.3f}]     "
-            f"{result.p:.2g} ({scoring.METHODS[category]})"
+            f"{p} ({scoring.METHODS[category]})"
         )
 
 
@@ -251,17 +259,18 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
 
     from derma import figures
 
-    names = ("roc", "reliability", "melanoma_confusion") if report.points else ("roc",)
-    files = {name: options.figures / f"{name}.png" for name in names}
-    figures.roc(joined, report.points, files["roc"], options.resamples, options.seed)
+    files = [options.figures / "roc.png"]
+    figures.roc(joined, report.points, files[0], options.resamples, options.seed)
+    if report.calibration:
+        files.append(options.figures / "reliability.png")
+        figures.reliability(report.calibration, files[-1])
     if report.points:
-        figures.reliability(report.calibration, files["reliability"])
-        point = report.points[0]
-        title = f"Melanoma at threshold {point.threshold:.3g}"
-        figures.confusion(point.matrix, ["other", "melanoma"], title, files["melanoma_confusion"])
+        files.append(options.figures / "melanoma_confusion.png")
+        title = f"Melanoma at threshold {report.points[0].threshold:.3g}"
+        figures.confusion(report.points[0].matrix, ["other", "melanoma"], title, files[-1])
     if options.show:
         plt.show()
-    return [str(file) for file in files.values()]
+    return list(map(str, files))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -282,12 +291,9 @@ def run(options: argparse.Namespace) -> None:
         out_of_fold = scoring.out_of_fold(loaded.held_out, joined, resamples=options.resamples, seed=options.seed)
     drawn = str(options.figures) != "none"
     if options.json:
+        melanomas, keratoses = (int(joined[f"true_{category}"].sum()) for category in (1, 2))
         everything = {
-            "images": {
-                "all": len(joined),
-                "melanoma": int(joined["true_1"].sum()),
-                "keratosis": int(joined["true_2"].sum()),
-            },
+            "images": {"all": len(joined), "melanoma": melanomas, "keratosis": keratoses},
             **vars(report),
             "methods": scoring.METHODS,
             "out_of_fold": out_of_fold,

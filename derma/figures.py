@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from derma.scoring import RESAMPLES, Calibration, delong, roc_band
-from derma.tables import TASKS
+from derma.tables import TASKS, defined
 
 # Okabe and Ito's colours, for colour-blind readers (https://jfly.uni-koeln.de/color/); the dashes are for print.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -32,14 +32,15 @@ def _save(figure: Figure, file: Path | None) -> Figure:
 def roc(
     joined: pd.DataFrame, points: Sequence = (), file: Path | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Figure:
-    """Draw the ROC curves of both categories, each with a 95 % band by the bootstrap, and melanoma's operating points.
+    """Draw the defined categories' ROC curves, each with a 95 % bootstrap band, and melanoma's operating points.
 
     Args:
         joined: as ``derma.tables.join`` returns it.
         points: each a ``derma.scoring.OperatingPoint``.
     """
     figure, ax = plt.subplots(figsize=(5.2, 5.2), layout="constrained")
-    for number, (name, style) in enumerate(zip(TASKS.values(), STYLES, strict=True), start=1):
+    for number in defined(joined):
+        name, style = TASKS[f"task_{number}"], STYLES[number - 1]
         truth, probability = joined[f"true_{number}"], joined[f"task_{number}"]
         grid, low, high = roc_band(truth, probability, resamples, seed)
         ax.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -63,6 +64,8 @@ def reliability(calibrations: dict[int, Calibration], file: Path | None = None, 
     figure, (ax, below) = plt.subplots(2, 1, figsize=(5.2, 6), sharex=True, height_ratios=(3, 1), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="as predicted")
     for calibration, name, style, marker in zip(calibrations.values(), TASKS.values(), STYLES, "os", strict=True):
+        if calibration is None:
+            continue
         bins = calibration.bins
         errors = [bins["observed"] - bins["low"], bins["high"] - bins["observed"]]
         label = f"{name}: calibration error {calibration.error:.3f}, Brier {calibration.brier:.3f}"

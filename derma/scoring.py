@@ -5,13 +5,14 @@ ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/la
 
 Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,) numbers, higher for positives;
 ``probabilities`` (N,) in [0, 1]; ``joined`` what ``derma.tables.join`` returns: columns ``task_1``, ``task_2``,
-``true_1`` and ``true_2``; ``resamples`` and ``seed`` those of the bootstrap.
+``true_1`` and ``true_2``; ``resamples`` and ``seed`` those of the bootstrap. What is given by category is None where
+that category is not defined, such as 2 and 3 without a keratosis; see ``derma.tables.defined``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
+
+from derma.tables import defined
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
@@ -103,9 +106,15 @@ class Calibration:
 
 
 def score(joined: pd.DataFrame) -> tuple[float, float, float]:
-    """Return the scores of categories 1, 2 and 3, each in [0, 1]."""
-    first, second = (float(roc_auc_score(joined[f"true_{k}"], joined[f"task_{k}"])) for k in (1, 2))
+    """Return the scores of categories 1, 2 and 3, each in [0, 1]; NaN where a category is not defined."""
+    first, second = (math.nan if area is None else float(area) for area in _each(joined, roc_auc_score).values())
     return first, second, (first + second) / 2
+
+
+def _each(joined: pd.DataFrame, measure: Callable) -> dict:
+    """Return ``measure(truth, scores)`` of categories 1 and 2."""
+    found = {k: measure(joined[f"true_{k}"].to_numpy(), joined[f"task_{k}"].to_numpy()) for k in defined(joined)}
+    return {k: found.get(k) for k in (1, 2)}
 
 
 def mean_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
@@ -270,45 +279,46 @@ class Report:
         areas: categories 1 and 2 with DeLong's interval, category 3 with the bootstrap's.
         bootstrapped: the three by the bootstrap alone, as a cross-check.
         ranks: their places among the 23 entries.
-        points: melanoma at the given threshold, and at :func:`points_at_sensitivities` of the challenge.
+        points: melanoma at the given threshold, and at :func:`points_at_sensitivities` of the challenge, if any.
         average_precision, areas_above_80, calibration: of melanoma (1) and of seborrheic keratosis (2); the second is
             :func:`area_above_sensitivity`.
 
     Without a threshold, ``points`` and ``calibration`` are empty: the rest only depends on the order of predictions.
     """
 
-    areas: dict[int, Estimate]
-    bootstrapped: dict[int, Estimate]
-    ranks: dict[int, int]
+    areas: dict[int, Estimate | None]
+    bootstrapped: dict[int, Estimate | None]
+    ranks: dict[int, int | None]
     points: list[OperatingPoint]
-    average_precision: dict[int, float]
-    areas_above_80: dict[int, float]
-    calibration: dict[int, Calibration]
+    average_precision: dict[int, float | None]
+    areas_above_80: dict[int, float | None]
+    calibration: dict[int, Calibration | None]
 
 
-def _bootstrap_scores(joined: pd.DataFrame, resamples: int, seed: int) -> dict[int, Estimate]:
-    resampled = bootstrap_areas(joined, resamples=resamples, seed=seed)
-    resampled = np.column_stack([resampled, resampled.mean(axis=1)])
-    return {k: percentile_interval(area, resampled[:, k - 1]) for k, area in enumerate(score(joined), start=1)}
+def _bootstrap_scores(joined: pd.DataFrame, resamples: int, seed: int) -> dict[int, Estimate | None]:
+    known, areas = defined(joined), score(joined)
+    resampled = bootstrap_areas(joined, [f"task_{k}" for k in known], resamples, seed)
+    drawn = dict(zip(known, resampled.T)) | ({3: resampled.mean(axis=1)} if len(known) == 2 else {})
+    return {k: percentile_interval(areas[k - 1], drawn[k]) if k in drawn else None for k in (1, 2, 3)}
 
 
 def report(joined: pd.DataFrame, threshold: float | None = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
     """Measure predictions, melanoma first at ``threshold``; None if they are no probabilities."""
     bootstrapped = _bootstrap_scores(joined, resamples, seed)
-    pairs = {k: (joined[f"true_{k}"].to_numpy(), joined[f"task_{k}"].to_numpy()) for k in (1, 2)}
-    areas = {k: delong(*pair) for k, pair in pairs.items()} | {3: bootstrapped[3]}
+    areas = _each(joined, delong) | {3: bootstrapped[3]}
     points = []
-    if threshold is not None:
-        chosen = points_at_sensitivities(*pairs[1], CHALLENGE_SENSITIVITIES, resamples, seed)
-        points = [operating_point(*pairs[1], threshold), *chosen]
+    if threshold is not None and areas[1]:
+        melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
+        chosen = points_at_sensitivities(*melanoma, CHALLENGE_SENSITIVITIES, resamples, seed)
+        points = [operating_point(*melanoma, threshold), *chosen]
     return Report(
         areas=areas,
         bootstrapped=bootstrapped,
-        ranks={k: rank_in_challenge(k, area.value) for k, area in areas.items()},
+        ranks={k: area and rank_in_challenge(k, area.value) for k, area in areas.items()},
         points=points,
-        average_precision={k: float(average_precision_score(*pair)) for k, pair in pairs.items()},
-        areas_above_80={k: area_above_sensitivity(*pair) for k, pair in pairs.items()},
-        calibration={k: calibration(*pair) for k, pair in pairs.items() if points},
+        average_precision=_each(joined, average_precision_score),
+        areas_above_80=_each(joined, area_above_sensitivity),
+        calibration={} if threshold is None else _each(joined, calibration),
     )
 
 
@@ -319,7 +329,7 @@ class OutOfFold:
     Attributes:
         images, area: number of out-of-fold predictions, and their category 3.
         goal: the sensitivity out of fold at which melanoma's threshold was chosen.
-        point: what that threshold gives on the other images.
+        point: what that threshold gives on the other images; None if no melanoma is among them.
         calibrator: fitted out of fold.
         before, after: expected calibration error of categories 1 and 2 on the other images, without and with it.
     """
@@ -327,10 +337,10 @@ class OutOfFold:
     images: int
     area: Estimate
     goal: float
-    point: OperatingPoint
+    point: OperatingPoint | None
     calibrator: Calibrator
-    before: dict[int, float]
-    after: dict[int, float]
+    before: dict[int, float | None]
+    after: dict[int, float | None]
 
 
 def three_classes(joined: pd.DataFrame) -> np.ndarray:
@@ -354,28 +364,29 @@ def out_of_fold(
     ``held_out`` is as ``joined``, of other images; ``goal`` the least sensitivity for melanoma out of fold, in (0, 1].
     """
     threshold, calibrator = choose_out_of_fold(held_out, goal)
-    calibrated = calibrator(three_classes(joined))
+    first, _, second = calibrator(three_classes(joined)).T
     return OutOfFold(
         images=len(held_out),
         area=_bootstrap_scores(held_out, resamples, seed)[3],
         goal=goal,
-        point=operating_point(joined["true_1"], joined["task_1"], threshold),
+        point=operating_point(joined["true_1"], joined["task_1"], threshold) if 1 in defined(joined) else None,
         calibrator=calibrator,
-        before={k: calibration(joined[f"true_{k}"], joined[f"task_{k}"]).error for k in (1, 2)},
-        after={k: calibration(joined[f"true_{k}"], calibrated[:, 2 * k - 2]).error for k in (1, 2)},
+        before=_each(joined, lambda *pair: calibration(*pair).error),
+        after=_each(joined.assign(task_1=first, task_2=second), lambda *pair: calibration(*pair).error),
     )
 
 
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[int, Comparison]:
+) -> dict[int, Comparison | None]:
     """Compare two predictions of the same images, with one truth: by DeLong's test, category 3 by the bootstrap."""
     both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
-    result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in (1, 2)}
-    difference = score(first)[2] - score(second)[2]
+    result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in defined(first)}
+    if len(result) < 2:
+        return {k: result.get(k) for k in (1, 2, 3)}
     weights = {"task_1": 0.5, "task_2": 0.5, "other_task_1": -0.5, "other_task_2": -0.5}
     resampled = bootstrap_areas(both, list(weights), resamples, seed)
-    result[3] = bootstrap_test(difference, resampled @ list(weights.values()))
+    result[3] = bootstrap_test(score(first)[2] - score(second)[2], resampled @ list(weights.values()))
     return result
 
 

@@ -62,9 +62,8 @@ def _read_text(file: Path) -> str:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        raise TableError(
-            f"{file}: no such file; name a CSV file, such as results.csv, or with --truth its truth."
-        ) from None
+        what = "no such file; name a CSV file, such as results.csv, or with --truth its truth"
+        raise TableError(f"{file}: {what}.") from None
     except OSError as error:
         raise TableError(f"{file}: cannot be read ({error.strerror}); name a CSV file.") from None
     # Excel's "Unicode text" is UTF-16, which starts with a byte order mark; its CSV files use the machine's code page.
@@ -190,10 +189,8 @@ def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = F
         logits = ", but these look like logits: write their softmax, or score the AUC alone with --scores"
         hint = logits if wrong.mean() >= 0.1 else ""
         _refuse(file, wrong, line, texts, name, "should be a probability from 0 to 1" + hint)
-        if not truth and len(column) > 2 and (distinct := len(np.unique(column))) <= 2:
-            messages.append(
-                f"{what} have only {distinct} distinct value(s): hard labels? ROC curves need probabilities."
-            )
+        if not truth and len(column) > 2 and (few := len(np.unique(column))) <= 2:
+            messages.append(f"{what} have only {few} distinct value(s): hard labels? ROC curves need probabilities.")
         values[name] = column
     return Table(file, pd.DataFrame(values, index=keys), identifiers, line, tuple(messages))
 
@@ -204,8 +201,15 @@ def truth_from_ids(table: Table) -> Table:
     unknown = ~np.isin(folders, CLASS_FOLDERS)
     what = f"has no class folder; give a path such as data/isic2017/train/{CLASS_FOLDERS[0]}/ISIC_0000002.jpg"
     _refuse(table.file, unknown, table.rows, table.identifiers, "Id", what)
+    for name in sorted(set(CLASS_FOLDERS) - set(folders)):
+        raise TableError(f"{table.file}: no image is in a folder '{name}'; a calibration needs all three classes.")
     values = {"task_1": folders == CLASS_FOLDERS[0], "task_2": folders == CLASS_FOLDERS[2]}
     return replace(table, values=pd.DataFrame(values, index=table.values.index, dtype=float), warnings=())
+
+
+def defined(joined: pd.DataFrame) -> list[int]:
+    """Return which of the categories 1 and 2 have positives and negatives, and so a score; category 3 needs both."""
+    return [k for k in (1, 2) if joined[f"true_{k}"].nunique() == 2]
 
 
 def join(predictions: Table, truth: Table) -> pd.DataFrame:
@@ -216,7 +220,7 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
 
     Raises:
         TableError: an Id that only one of them has, an image that is both melanoma and keratosis, or a truth with one
-            class only.
+            class only, so that no category is :func:`defined`.
     """
     missing = np.flatnonzero(~truth.values.index.isin(predictions.values.index))
     unknown = ~predictions.values.index.isin(truth.values.index)
@@ -233,10 +237,9 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     both = (truth.values == 1).all(axis=1).to_numpy()
     _refuse(truth.file, both, truth.rows, truth.identifiers, "Id", "is both melanoma and seborrheic keratosis")
     joined = truth.values.rename(columns=lambda name: name.replace("task", "true")).join(predictions.values)
-    for number, name in enumerate(TASKS.values(), start=1):
-        if joined[f"true_{number}"].nunique() < 2:
-            what = f"only one class for category {number} ({name.lower()})"
-            raise TableError(f"{truth.file}: {what}; an area under the ROC curve needs images of both.")
+    if not defined(joined):
+        what = "only one class for category 1 (melanoma)"
+        raise TableError(f"{truth.file}: {what}; an area under the ROC curve needs images of both.")
     return joined[["task_1", "task_2", "true_1", "true_2"]]
 
 

@@ -79,6 +79,25 @@ def test_ensemble_averages_what_is_held_out_too(score):
     assert "m/ground_truth.csv: not the truth" in score("--ensemble", *files, "--out", "m/results.csv")[2]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("scored", "lost", "name"), [("1", "2", "seborrheic keratosis"), ("2", "1", "melanoma")])
+def test_a_truth_without_a_class_is_scored_as_far_as_it_goes(score, scored, lost, name):
+    """Issue 22: the other category is as with all classes; what is not defined is said once, and null in JSON."""
+    Path("truth.csv").write_text(TRUTH.replace(",1,0" if lost == "1" else ",0,1", ",0,0"))
+    runs = run_with_held_out("a", RESULTS, 0), run_with_held_out("b", OTHER, 1)
+    call = ("--truth", "truth.csv", "--compare", "other.csv", "--ensemble", *runs)
+    code, out, err = score(*call, figures="f")
+    lines = [f"Category {each} Score: not defined (no {name} among 5 images)\n" for each in (lost, "3")]
+    assert code == 0 and all(line in out for line in lines) and err.count("too few") == 1
+    assert out.count(f"\n{scored} ") == 4 and f"\n{lost} " not in out and "\n3 " not in out and "nan" not in out
+    assert out.count(" -\n") == 4 and len(list(Path("f").iterdir())) == (3 if scored == "1" else 2)
+    found, full = (json.loads(score(*each, "--json")[1]) for each in (call, call[2:]))
+    for name in ("areas", "average_precision", "areas_above_80", "calibration", "comparison", "before", "after"):
+        measure, same = (each.get(name) or each["out_of_fold"][name] for each in (found, full))
+        assert measure[lost] is measure.get("3") is None and measure[scored] == same[scored], name
+    assert found["points"] == (full["points"] if scored == "1" else [])
+
+
 def test_scores_that_are_no_probabilities(score):
     """Issue 21, row 16: only what depends on their order is given, and it is that of probabilities in this order."""
     Path("logits.csv").write_text(RESULTS.replace("0.4,", "-1,").replace("0.1,0.2", "-7.5,-30").replace("0.2,", "-2,"))
@@ -93,8 +112,9 @@ def test_scores_that_are_no_probabilities(score):
 def test_errors_are_one_sentence_and_exit_code_2(score):
     Path("bad.csv").write_text(RESULTS + "f.jpg,maybe,0.1\n")
     Path("taken").write_text("")
+    Path("nevi").write_text(TRUTH.replace("1", "0"))
     calls = [
-        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"],
+        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"], ["results.csv", "--truth", "nevi"],
         ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--seed", "-1"], ["results.csv", "--show"],
         ["results.csv", "--out", "x.csv"], ["--scores", "--ensemble", "results.csv"], ["results.csv", "0", "--scores"],
         ["bad.csv"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],

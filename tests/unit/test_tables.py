@@ -65,7 +65,7 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
         ("a,0,1", "a,0.5,0", "t.csv, row 2: task_1 '0.5' should be 0 or 1"),
         ("a,0,1", "a,1,0 b,0,1 c,0,0", "r.csv: no prediction for 'b' and 1 more of the 3 images in t.csv"),
         ("a,0,1 b,0,1", "a,1,0", "r.csv, row 3: Id 'b' is not in t.csv"),
-        ("a,0,1 b,0,1", "a,0,0 b,0,1", "t.csv: only one class for category 1"),
+        ("a,0,1 b,0,1", "a,0,1 b,0,1", "t.csv: only one class for category 1 (melanoma); an area under"),
         ("a,0,1 b,0,1", "a,0,0 b,1,1", "t.csv, row 3: Id 'b' is both melanoma and seborrheic keratosis"),
     ],
 )
@@ -95,6 +95,8 @@ def test_the_truth_stands_in_the_ids(read):
     assert truth_from_ids(read(*rows)).values.loc[["m", "n", "s"]].to_numpy().tolist() == [[1, 0], [0, 0], [0, 1]]
     with pytest.raises(TableError, match=r"r.csv, row 3: Id 'nevus' has no class folder; give a path"):
         truth_from_ids(read(rows[0].replace("/", "\\"), "nevus,0.5,0.25"))
+    with pytest.raises(TableError, match=r"r.csv: no image is in a folder 'nevus'; a calibration needs"):
+        truth_from_ids(read(rows[0], rows[2]))
 
 
 @pytest.mark.parametrize("header", ["Id,0,1", ",0,1", "Unnamed: 0,0,1", "image_id,1,2", "isic,0,2", "Id,0.0,1.0"])
