@@ -114,10 +114,10 @@ def test_errors_are_one_sentence_and_exit_code_2(score):
     Path("taken").write_text("")
     Path("nevi").write_text(TRUTH.replace("1", "0"))
     calls = [
-        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"], ["results.csv", "--truth", "nevi"],
+        [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"], ["bad.csv"],
         ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--seed", "-1"], ["results.csv", "--show"],
         ["results.csv", "--out", "x.csv"], ["--scores", "--ensemble", "results.csv"], ["results.csv", "0", "--scores"],
-        ["bad.csv"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],
+        ["results.csv", "--truth", "nevi"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],
         *(["--ensemble", "results.csv", "--out", out] for out in (".", "", "./results.csv", "new/held_out.csv")),
     ]  # fmt: skip
     for code, out, err in (score(*call) for call in calls):
