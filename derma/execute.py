@@ -164,9 +164,10 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
     resources = {"metadata": {"path": str(notebook.resolve().parent)}}
     client = TalkingClient(content, iopub_timeout=3600, resources=resources)  # seconds to read what a cell has printed
     client.log.setLevel("CRITICAL")  # one sentence tells what it logs
-    # The path of a socket has at most 103 bytes (macOS) or 107 (Linux).
-    short = "/tmp" if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > 70 else None
-    with tempfile.TemporaryDirectory(dir=short) as folder:
+    if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > 60:
+        # A socket's path has at most 103 bytes (macOS) or 107 (Linux): the kernel's, and those of DataLoader's workers.
+        tempfile.tempdir = os.environ["TMPDIR"] = "/tmp"
+    with tempfile.TemporaryDirectory() as folder:
         try:
             asyncio.run(client.run(Path(folder)))  # not client.execute: its own handlers of signals end in a traceback
         except BaseException as error:

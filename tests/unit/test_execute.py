@@ -96,7 +96,8 @@ def test_surroundings_that_do_not_stop_a_kernel(tmp_path, environment):
     (tmp_path / ("d" * 120)).mkdir()
     (spec := tmp_path / "kernels" / "python3").mkdir(parents=True)
     (spec / "kernel.json").write_text('{"argv": ["/gone/python"], "display_name": "Python 3", "language": "python"}')
-    out, problems = start(tmp_path, "print('Díaz')", **environment).communicate(timeout=60)
+    cell = "from multiprocessing.connection import Listener\nListener(family='AF_UNIX').close()\nprint('Díaz')"
+    out, problems = start(tmp_path, cell, **environment).communicate(timeout=60)
     assert out == ("D\\xedaz\n" if "PYTHONIOENCODING" in environment else "Díaz\n") and problems == ""
 
 
