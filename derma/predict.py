@@ -30,9 +30,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from derma import scoring
 from derma.augmentation import views
 from derma.backbones import best_precision
+from derma.calibration import GOAL, Calibrator
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
@@ -91,7 +91,7 @@ class TrainedRun:
             about = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
             settings, self.size = about["settings"], int(about["test_size"])
             self.tta, self.batch_size = settings["tta"], settings["batch_size"]
-            self.calibrator, self.threshold = scoring.Calibrator(**about["calibrator"]), about["threshold"]
+            self.calibrator, self.threshold = Calibrator(**about["calibrator"]), about["threshold"]
             files = [self.folder / f"fold-{k}.safetensors" for k in range(max(1, settings["folds"]))]
             self.precision = best_precision() if settings["precision"] == "auto" else settings["precision"]
         except OSError:
@@ -198,8 +198,8 @@ def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
     return list(dict.fromkeys(files)), refused
 
 
-def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame]:
-    """Return runs, and the mean of their held-out predictions, joined with the truth.
+def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame, float, Calibrator]:
+    """Return runs, the mean of their held-out predictions, and the threshold and the calibration chosen on these.
 
     Raises:
         RunError: see :class:`TrainedRun`; or the runs hold out different images.
@@ -213,8 +213,14 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame]:
                 f"{folder}: holds out other images than {folders[0]}, so no threshold can be chosen for their mean; "
                 "predict with each, and average with get_results.py --ensemble."
             )
-    held_out = [join(table, truth_from_ids(tables[0])) for table in tables]
-    return runs, held_out[0].assign(**scoring.ensemble(held_out), Id=tables[0].identifiers)
+    parts = [join(table, truth_from_ids(tables[0])) for table in tables]
+    held_out = parts[0].assign(Id=tables[0].identifiers)
+    if len(runs) == 1:
+        return runs, held_out, runs[0].threshold, runs[0].calibrator
+    from derma import scoring  # takes a while, and one run needs none of it
+
+    held_out = held_out.assign(**scoring.ensemble(parts))
+    return runs, held_out, *scoring.choose_out_of_fold(held_out)
 
 
 def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Refused]:
@@ -310,7 +316,7 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     """Do what the command says; raises RunError, TableError or OSError, with nothing written."""
     files, missing = find_images(places)
     out.parent.mkdir(parents=True, exist_ok=True)  # noticed now, not after an hour
-    runs, held_out = load_runs(folders)
+    runs, held_out, threshold, calibrator = load_runs(folders)
     read, probabilities, refused = predict_files(runs, files)
     refused = missing + refused
     for file, reason in refused[:FEW]:
@@ -319,9 +325,6 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
         print(f"Not predicted: {len(refused):,} files.", file=sys.stderr)
     if not read:
         raise RunError(f"{places[0]}: no image could be read.")
-    threshold, calibrator = runs[0].threshold, runs[0].calibrator
-    if len(runs) > 1:
-        threshold, calibrator = scoring.choose_out_of_fold(held_out)
     calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
     results, truth = _table(read, probabilities)
     write_predictions(out, results, truth, held_out)
@@ -329,7 +332,7 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
         _print_table(read, calibrated, suspicious)
         print(
             "\nThe probabilities are calibrated. Suspicious: melanoma, at the threshold that finds "
-            f"{scoring.GOAL:.0%} of the melanomas out of fold."
+            f"{GOAL:.0%} of the melanomas out of fold."
         )
     print(f"{out}: {len(read):,} predictions, as predicted, before calibration.")
     if truth is not None:

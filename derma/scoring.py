@@ -17,15 +17,13 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import softmax
-from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
+from sklearn.metrics import auc, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
+from derma.calibration import GOAL, Calibrator, fit_calibrator
 from derma.tables import defined
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 RESAMPLES = 2000
-GOAL = 0.89  # of the sensitivity for melanoma, out of fold
 METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}  # of the intervals and tests of the three categories
 CHALLENGE_SENSITIVITIES = (0.82, 0.89, 0.95)  # at which the challenge reported melanoma's specificity
 
@@ -465,47 +463,6 @@ def points_at_sensitivities(
         given = Estimate(goal, goal, goal)
         points.append(replace(point, sensitivity=given, balanced_accuracy=balanced, goal=goal, **estimates))
     return points
-
-
-@dataclass(frozen=True)
-class Calibrator:
-    """Calibrates class probabilities; see :func:`fit_calibrator`.
-
-    Attributes:
-        temperature: the logarithms of the probabilities are divided by it; above 1 where they are overconfident.
-        offsets: one for each class, added to that; their sum is 0.
-    """
-
-    temperature: float
-    offsets: list[float]
-
-    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities (N, K) of the given ones, (N, K) in [0, 1]."""
-        return softmax(np.log(np.clip(probabilities, 1e-12, 1)) / self.temperature + np.array(self.offsets), axis=1)
-
-
-def fit_calibrator(targets: np.ndarray, probabilities: np.ndarray) -> Calibrator:
-    """Fit a temperature and the classes' offsets by maximum likelihood.
-
-    Temperature scaling with a bias (Alexandari et al., 2020, https://arxiv.org/abs/1901.06852): the temperature
-    corrects confidence (Guo et al., 2017, https://arxiv.org/abs/1706.04599), the offsets undo the class weights.
-
-    Args:
-        targets: (N,) class indices, of images that the network was not trained on; every class is present.
-        probabilities: (N, K) of the same.
-    """
-    targets = np.asarray(targets)
-
-    def fitted(values: np.ndarray) -> Calibrator:
-        offsets = np.append(values[1:], 0.0)
-        return Calibrator(float(np.exp(values[0])), (offsets - offsets.mean()).tolist())
-
-    def loss(values: np.ndarray) -> float:
-        return log_loss(targets, fitted(values)(probabilities), labels=range(probabilities.shape[1]))
-
-    # A temperature within a factor of 20 of 1: perfect predictions would drive it to 0.
-    bounds = [(-3.0, 3.0)] + [(-10.0, 10.0)] * (probabilities.shape[1] - 1)
-    return fitted(minimize(loss, np.zeros(probabilities.shape[1]), bounds=bounds, method="L-BFGS-B").x)
 
 
 def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
