@@ -26,7 +26,18 @@ import pandas as pd
 from derma import scoring
 from derma.commands import Parser, run_main, whole_number
 from derma.files import as_json
-from derma.tables import Table, TableError, defined, join, number, read_table, truth_from_ids, write_predictions
+from derma.tables import (
+    Table,
+    TableError,
+    average,
+    defined,
+    join,
+    number,
+    output_file,
+    read_table,
+    truth_from_ids,
+    write_predictions,
+)  # fmt: skip
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 PLURALS = {1: "melanomas", 2: "seborrheic keratoses"}
@@ -57,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--truth", type=Path, metavar="FILE", help="default: ground_truth.csv in their folder")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="test the difference to these predictions")
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="FILE", help="score the mean of these predictions")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="with --ensemble: write the mean")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="with --ensemble: write the mean")
     parser.add_argument("--scores", action="store_true", help="any numbers, such as logits: only their order counts")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of text")
     folder = Path("images/scores")
@@ -87,14 +98,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         own = options.predictions[0].parent / "ground_truth.csv"
         options.truth = own if own.exists() else Path("ground_truth.csv")
     options.held_out, options.warnings = ([], []) if options.scores else held_out_files(options.predictions)
-    if options.out and not options.out.name:
-        parser.error(f"--out '{options.out}' is no file; name one")
-    read = [*options.predictions, options.truth, *options.held_out, *([options.compare] if options.compare else [])]
-    if options.out and options.out.name in ("held_out.csv", "ground_truth.csv"):
-        parser.error(f"--out {options.out} is the name of another file that is written there; name it results.csv")
+    read = {
+        file.resolve()
+        for file in (*options.predictions, options.truth, *options.held_out, options.compare or options.truth)
+    }
     written = [options.out, options.out.with_name("held_out.csv")] if options.out else []
     for file in written[: 2 if options.held_out else 1]:
-        if file.resolve() in {each.resolve() for each in read}:
+        if file.resolve() in read:
             parser.error(f"--out {options.out} would overwrite {file}, which is read; name a file in another folder")
     return options
 
@@ -127,7 +137,7 @@ def load(options: argparse.Namespace) -> Loaded:
     held_out = [read_table(file) for file in options.held_out]
     joined = [join(table, truth) for table in tables]
     warnings = [*options.warnings, *(warning for table in (*tables, *held_out) for warning in table.warnings)]
-    loaded = Loaded(joined[0].assign(**scoring.ensemble(joined)), truth, warnings)
+    loaded = Loaded(average(joined), truth, warnings)
     for category in defined(loaded.joined):
         count, images = int(loaded.joined[f"true_{category}"].sum()), len(loaded.joined)
         if min(count, images - count) < FEW:
@@ -140,8 +150,7 @@ def load(options: argparse.Namespace) -> Loaded:
         warnings.append("No held_out.csv is averaged: they hold different images; train the runs on the same folds.")
         held_out = []
     if held_out:
-        parts = [join(table, truth_from_ids(held_out[0])) for table in held_out]
-        loaded.held_out = parts[0].assign(**scoring.ensemble(parts))
+        loaded.held_out = average([join(table, truth_from_ids(held_out[0])) for table in held_out])
         if shared := int(loaded.held_out.index.isin(loaded.joined.index).sum()):
             warnings.append(f"{options.held_out[0]}: {shared} of its images are scored too, so it is not held out.")
     for table in (*held_out[:1], tables[0]):

@@ -11,7 +11,6 @@ Several runs are averaged, as ``get_results.py --ensemble`` averages them. The p
 from __future__ import annotations
 
 import html
-import io
 import json
 import os
 import sys
@@ -36,24 +35,31 @@ from derma.calibration import GOAL, Calibrator
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
-from derma.files import write_bytes, write_text
+from derma.files import write_text
 from derma.gradcam import grad_cam
 from derma.inputs import walk, why_no_file
-from derma.tables import TableError, join, read_table, tables_from_probabilities, truth_from_ids, write_predictions
+from derma.tables import (
+    TableError,
+    average,
+    join,
+    output_file,
+    read_table,
+    tables_from_probabilities,
+    truth_from_ids,
+    write_predictions,
+)  # fmt: skip
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Refused = list[tuple[Path, str]]  # files, each with the reason
 FEW = 20  # images: their predictions are printed
 EXPLAINED = 320  # longer side of an explained image, in pixels
-ENTRY = """<figure><img src="{number:05}.png" alt="left: {name}; right: its Grad-CAM map">
-<figcaption>{name}<br>{numbers}<br>Map for: {label}</figcaption></figure>"""
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Explained predictions</title>
 <style>
   body {{ font-family: system-ui, sans-serif; max-width: 1100px; margin: 0 auto; padding: 8px; }}
-  main {{ display: flex; flex-wrap: wrap; gap: 16px; }} figure {{ margin: 0; max-width: 100%; }}
-  figure {{ width: min(100%, 520px); }} img {{ max-width: 100%; }} figcaption {{ overflow-wrap: anywhere; }}
+  main {{ display: flex; flex-wrap: wrap; gap: 16px; }}
+  figure {{ margin: 0; width: min(100%, 520px); overflow-wrap: anywhere; }} img {{ max-width: 100%; }}
 </style>
 <h1>Explained predictions</h1>
 <p><b>{research}</b></p>
@@ -64,6 +70,8 @@ The probabilities are calibrated.</p>
 {entries}
 </main></html>
 """
+ENTRY = """<figure><img src="{number:05}.png" alt="left: {name}; right: its Grad-CAM map">
+<figcaption>{name}<br>{numbers}<br>Map for: {label}</figcaption></figure>"""
 
 
 class RunError(ValueError):
@@ -86,23 +94,21 @@ class TrainedRun:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        file = Path(folder, "metrics.json")
         try:
-            about = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+            about = json.loads(file.read_text(encoding="utf-8"))
             settings, self.size = about["settings"], int(about["test_size"])
             self.tta, self.batch_size = settings["tta"], settings["batch_size"]
             self.calibrator, self.threshold = Calibrator(**about["calibrator"]), about["threshold"]
-            files = [self.folder / f"fold-{k}.safetensors" for k in range(max(1, settings["folds"]))]
+            files = [file.with_name(f"fold-{k}.safetensors") for k in range(max(1, settings["folds"]))]
             self.precision = best_precision() if settings["precision"] == "auto" else settings["precision"]
         except OSError:
             raise RunError(
-                f"{self.folder}: holds no metrics.json, so it is no run, or one that is being trained or was "
+                f"{folder}: holds no metrics.json, so it is no run, or one that is being trained or was "
                 "interrupted; run its notebook to the end, or name another folder, models/<run>."
             ) from None
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{self.folder / 'metrics.json'}: of another version or damaged ({error}); run the notebook again."
-            ) from None
+            raise RunError(f"{file}: of another version or damaged ({error}); run the notebook again.") from None
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         try:
             networks = map(load_classifier, files)
@@ -131,17 +137,18 @@ class TrainedRun:
 
         The memory in use depends on the batch size and not on the number of files.
         """
-        read, refused, parts, batch = [], [], [np.empty((0, len(CLASSES)))], []
-        for file, image, reason in _ahead(self._load, files, ahead=2 * self.batch_size):
-            if image is None:
-                refused.append((file, reason))
-                continue
-            read.append(file)
-            batch.append(image)
-            if len(batch) == self.batch_size:
-                parts.append(self.predict(torch.stack(batch)))
-                batch = []
-        if batch:
+        read, refused, parts = [], [], [np.empty((0, len(CLASSES)))]
+
+        def readable() -> Iterator[torch.Tensor]:
+            for file, image, reason in _ahead(self._load, files, ahead=2 * self.batch_size):
+                if image is None:
+                    refused.append((file, reason))
+                else:
+                    read.append(file)
+                    yield image
+
+        images = readable()
+        while batch := list(islice(images, self.batch_size)):
             parts.append(self.predict(torch.stack(batch)))
         return read, np.concatenate(parts), refused
 
@@ -157,14 +164,13 @@ class TrainedRun:
             raise ValueError(f"{file}: {reason}.")
         return pd.Series(self.calibrator(self.predict(image.unsqueeze(0)))[0], LABELS, name="probability")
 
-    def explain(self, files: list[Path], targets: np.ndarray) -> Iterator[np.ndarray | None]:
-        """Yield Grad-CAM maps (size, size) in [0, 1] of the first network for these classes, None if it has none."""
+    def explain(self, file: Path, target: int) -> np.ndarray | None:
+        """Return the first network's Grad-CAM map (size, size) in [0, 1] of a class; None if the network has none."""
         network = self.networks[0]
         layer = network.backbone.get_submodule(network.backbone.feature_info[-1]["module"])
-        for file, target in zip(files, targets, strict=True):
-            image = pil_to_tensor(load_square(file, self.size)).unsqueeze(0).to(self.device)
-            with self.autocast():
-                yield grad_cam(network, layer, image, torch.tensor([target]))[0]
+        image = pil_to_tensor(load_square(file, self.size)).unsqueeze(0).to(self.device)
+        with self.autocast():
+            return grad_cam(network, layer, image, torch.tensor([target]))[0]
 
 
 def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
@@ -172,30 +178,28 @@ def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
     items = iter(items)
     with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
         waiting = deque(pool.submit(function, item) for item in islice(items, ahead))
-        try:
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(items, 1))
-                yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
 
 
 def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
     """Return the images among files and folders, each folder's in the order of their paths, and what cannot be read.
 
     Raises:
-        RunError: a place does not exist, or there is no image.
+        RunError: a place does not exist, or is a folder without images.
     """
-    files, refused = [], []
+    found = []
     for place in places:
-        found = sorted(walk(place)) if place.is_dir() else [(place, why_no_file(place))]
-        files += [path for path, reason in found if not reason and (path == place or path.suffix.lower() in ENDINGS)]
-        refused += [(path, reason) for path, reason in found if reason]
-        if not place.exists() or not (files or refused):
-            what = "holds no images" if place.is_dir() else "no such file or folder"
+        here = sorted(walk(place)) if place.is_dir() else [(place, why_no_file(place))]
+        here = [(path, why) for path, why in here if why or path == place or path.suffix.lower() in ENDINGS]
+        if not here or not place.exists():
+            what = "holds no images" if place.exists() else "no such file or folder"
             raise RunError(f"{place}: {what}; name image files, or folders of them.")
-    return list(dict.fromkeys(files)), refused
+        found += here
+    found = list(dict.fromkeys(found))
+    return [path for path, why in found if not why], [(path, why) for path, why in found if why]
 
 
 def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame, float, Calibrator]:
@@ -213,26 +217,23 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame, floa
                 f"{folder}: holds out other images than {folders[0]}, so no threshold can be chosen for their mean; "
                 "predict with each, and average with get_results.py --ensemble."
             )
-    parts = [join(table, truth_from_ids(tables[0])) for table in tables]
-    held_out = parts[0].assign(Id=tables[0].identifiers)
+    truth = truth_from_ids(tables[0])
+    held_out = average([join(table, truth) for table in tables]).assign(Id=tables[0].identifiers)
     if len(runs) == 1:
         return runs, held_out, runs[0].threshold, runs[0].calibrator
-    from derma import scoring  # takes a while, and one run needs none of it
+    from derma.scoring import choose_out_of_fold  # takes a while, and one run does not need it
 
-    held_out = held_out.assign(**scoring.ensemble(parts))
-    return runs, held_out, *scoring.choose_out_of_fold(held_out)
+    return runs, held_out, *choose_out_of_fold(held_out)
 
 
 def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Refused]:
     """Return what :meth:`TrainedRun.predict_files` does, for the mean of several runs."""
-    read, probabilities, refused = runs[0].predict_files(progress(files, desc="predictions", unit="image"))
-    parts = [probabilities]
-    for each in runs[1:]:
-        again, probabilities, _ = each.predict_files(progress(read, desc="predictions", unit="image"))
-        if again != read:
-            raise RunError(f"{min(set(read) - set(again))}: could be read before, and no longer; run this again.")
-        parts.append(probabilities)
-    return read, sum(parts) / len(parts), refused
+    parts, refused = [], []
+    for run in runs:
+        files, probabilities, unreadable = run.predict_files(progress(files, desc="predictions", unit="image"))
+        parts.append(pd.DataFrame(probabilities, files))
+        refused += unreadable
+    return files, sum(part.loc[files].to_numpy() for part in parts) / len(parts), refused
 
 
 def _table(files: list[Path], probabilities: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame | None]:
@@ -246,41 +247,35 @@ def _table(files: list[Path], probabilities: np.ndarray) -> tuple[pd.DataFrame, 
 
 def _print_table(files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray) -> None:
     names = ["".join(sign if sign.isprintable() else "?" for sign in str(file)) for file in files]
-    width = max(map(len, names))
-    print(f"{RESEARCH}\n\n{'':{width}}  {'  '.join(LABELS)}")
-    for name, row, marked in zip(names, calibrated, suspicious, strict=True):
-        numbers = "  ".join(f"{value:{len(label)}.3f}" for value, label in zip(row, LABELS, strict=True))
-        print(f"{name:{width}}  {numbers}  {'suspicious' if marked else ''}".rstrip())
+    table = pd.DataFrame(calibrated, names, LABELS).assign(**{"": np.where(suspicious, "suspicious", "")})
+    print(
+        f"{RESEARCH}\n\n{table.to_string(float_format='{:.3f}'.format)}\n\nThe probabilities are calibrated. "
+        f"Suspicious: melanoma, at the threshold that finds {GOAL:.0%} of the melanomas out of fold."
+    )
 
 
 def write_explanations(
-    folder: Path, first: TrainedRun, files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray
+    folder: Path, run: TrainedRun, files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray
 ) -> None:
-    """Write each image with its Grad-CAM as ``<number>.png``, and ``index.html``, which shows them all."""
+    """Write each image with its Grad-CAM map as ``<number>.png``, and ``index.html``, which shows them all."""
     from matplotlib import colormaps  # takes a while, and is not always needed
 
-    entries, targets = [], calibrated.argmax(1)
-    maps = progress(first.explain(files, targets), total=len(files), desc="explanations", unit="image")
-    for number, (file, heat) in enumerate(zip(files, maps, strict=True), start=1):
-        image = load_image(file, EXPLAINED)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, rows = [], list(zip(files, calibrated, suspicious, strict=True))
+    for number, (file, row, marked) in enumerate(progress(rows, desc="explanations", unit="image"), start=1):
+        image, heat, label = load_image(file, EXPLAINED), run.explain(file, row.argmax()), LABELS[row.argmax()]
         image.thumbnail((EXPLAINED, EXPLAINED))
         sheet = Image.new("RGB", (2 * image.width, image.height), "white")
-        sheet.paste(image, (0, 0))
-        if heat is not None:  # the network saw all of the image, squashed to a square
+        sheet.paste(image)
+        if heat is None:
+            label = "none: this network has no maps"
+        else:  # the network saw all of the image, squashed to a square
             colours = Image.fromarray(np.uint8(255 * colormaps["inferno"](heat)[..., :3])).resize(image.size)
             sheet.paste(Image.blend(image, colours, 0.5), (image.width, 0))
-        content = io.BytesIO()
-        sheet.save(content, "PNG")
-        write_bytes(content.getvalue(), folder / f"{number:05}.png")
-        numbers = ", ".join(f"{label} {value:.3f}" for label, value in zip(LABELS, calibrated[number - 1], strict=True))
-        entries.append(
-            ENTRY.format(
-                number=number,
-                name=html.escape(str(file).encode(errors="backslashreplace").decode()),
-                numbers=numbers + ("; <b>suspicious</b>" if suspicious[number - 1] else ""),
-                label=LABELS[targets[number - 1]] if heat is not None else "none: this network has no maps",
-            )
-        )
+        sheet.save(folder / f"{number:05}.png")
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in zip(LABELS, row, strict=True))
+        numbers += "; <b>suspicious</b>" if marked else ""
+        entries.append(ENTRY.format(number=number, name=html.escape(str(file)), numbers=numbers, label=label))
     write_text(PAGE.format(research=RESEARCH, entries="\n".join(entries)), folder / "index.html")
 
 
@@ -292,7 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.predict``; returns the exit code, 2 if nothing was predicted."""
     parser = Parser(prog="python -m derma.predict", description="Apply trained runs to new images.")
     parser.add_argument("paths", type=Path, nargs="+", metavar="RUN... IMAGES...", help="runs, then files and folders")
-    parser.add_argument("--out", type=Path, default=Path("predictions/predictions.csv"), help="default: %(default)s")
+    default = "predictions/predictions.csv"
+    parser.add_argument("--out", type=output_file, default=default, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write where the first network looked, as a page")
     options = parser.parse_args(arguments)
     folders = list(takewhile(_is_run, options.paths)) or options.paths[:1]
@@ -330,12 +326,8 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     write_predictions(out, results, truth, held_out)
     if len(read) <= FEW:
         _print_table(read, calibrated, suspicious)
-        print(
-            "\nThe probabilities are calibrated. Suspicious: melanoma, at the threshold that finds "
-            f"{GOAL:.0%} of the melanomas out of fold."
-        )
     print(f"{out}: {len(read):,} predictions, as predicted, before calibration.")
-    if truth is not None:
+    if truth is not None and truth["task_1"].nunique() == 2:
         print(f"To score them: python get_results.py {out}")
     if explain is not None:
         write_explanations(explain, runs[0], read, calibrated, suspicious)

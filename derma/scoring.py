@@ -347,26 +347,21 @@ def three_classes(joined: pd.DataFrame) -> np.ndarray:
     return np.stack([first, np.maximum(1 - first - second, 0), second], axis=1)
 
 
-def choose_out_of_fold(held_out: pd.DataFrame, goal: float = GOAL) -> tuple[float, Calibrator]:
-    """Return a threshold with a sensitivity of ``goal`` for melanoma, and a calibration, chosen out of fold."""
+def choose_out_of_fold(held_out: pd.DataFrame) -> tuple[float, Calibrator]:
+    """Return a threshold with a sensitivity of :data:`GOAL` for melanoma, and a calibration, chosen out of fold."""
     targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
-    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], goal)
+    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], GOAL)
     return threshold, fit_calibrator(targets, three_classes(held_out))
 
 
-def out_of_fold(
-    held_out: pd.DataFrame, joined: pd.DataFrame, goal: float = GOAL, resamples: int = RESAMPLES, seed: int = 0
-) -> OutOfFold:
-    """Choose a threshold and fit a calibration on out-of-fold predictions, and measure both on other images.
-
-    ``held_out`` is as ``joined``, of other images; ``goal`` the least sensitivity for melanoma out of fold, in (0, 1].
-    """
-    threshold, calibrator = choose_out_of_fold(held_out, goal)
+def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> OutOfFold:
+    """Choose a threshold and fit a calibration on ``held_out``, and measure both on ``joined``, other images."""
+    threshold, calibrator = choose_out_of_fold(held_out)
     first, _, second = calibrator(three_classes(joined)).T
     return OutOfFold(
         images=len(held_out),
         area=_bootstrap_scores(held_out, resamples, seed)[3],
-        goal=goal,
+        goal=GOAL,
         point=operating_point(joined["true_1"], joined["task_1"], threshold) if 1 in defined(joined) else None,
         calibrator=calibrator,
         before=_each(joined, lambda *pair: calibration(*pair).error),
@@ -386,11 +381,6 @@ def compare(
     resampled = bootstrap_areas(both, list(weights), resamples, seed)
     result[3] = bootstrap_test(score(first)[2] - score(second)[2], resampled @ list(weights.values()))
     return result
-
-
-def ensemble(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return the mean of columns ``task_1`` and ``task_2`` of tables with the same Ids in any order."""
-    return sum(table.loc[tables[0].index, ["task_1", "task_2"]] for table in tables) / len(tables)
 
 
 def balanced_accuracy_interval(

@@ -8,6 +8,7 @@ row. Rows are numbered as in an editor: a header is row 1.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import os
@@ -243,6 +244,11 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     return joined[["task_1", "task_2", "true_1", "true_2"]]
 
 
+def average(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the mean of predictions that :func:`join` has joined with one truth, joined with it too."""
+    return parts[0].assign(**sum(part[["task_1", "task_2"]] for part in parts) / len(parts))
+
+
 def tables_from_probabilities(
     ids: list[str], targets: np.ndarray, probabilities: np.ndarray
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -264,12 +270,21 @@ def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
     write_text(table.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n"), file)
 
 
+def output_file(text: str) -> Path:
+    """Return the path of a file of predictions; a type for ``add_argument``."""
+    file = Path(text)
+    if file.is_dir() or file.name in ("ground_truth.csv", "held_out.csv"):
+        what = "a folder" if file.is_dir() else "the name of another file that is written there"
+        raise argparse.ArgumentTypeError(f"'{text}' is {what}; name a file such as results.csv")
+    return file
+
+
 def write_predictions(
     out: Path, predictions: pd.DataFrame, truth: pd.DataFrame | None, held_out: pd.DataFrame | None
 ) -> None:
     """Write predictions and, in their folder, ``ground_truth.csv`` and ``held_out.csv``; each as :func:`write_table`.
 
-    What an earlier call wrote is replaced; a truth of its images goes if there is no new one.
+    What an earlier call wrote, all three files, is replaced; its truth is deleted if there is no new one.
 
     Raises:
         TableError: the folder holds a truth or a ``held_out.csv`` that does not belong to an earlier ``out``.
@@ -279,7 +294,7 @@ def write_predictions(
         raise TableError(f"{held_out_file}: not of these predictions; give --out a folder of its own.")
     if truth_file.exists():
         old = read_table(truth_file, truth=True).values
-        own = out.exists() and set(read_table(out).values.index) == set(old.index)
+        own = held_out_file.exists() and set(read_table(out).values.index) == set(old.index)
         keys = _keys(predictions["Id"].astype(str).tolist())
         if truth is not None and old.equals(truth.set_index(keys)[old.columns].astype(float)):
             truth = None
