@@ -30,6 +30,8 @@ LABELS = [name.replace("_", " ") for name in CLASSES]
 ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
 OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
 TOO_LARGE = "more pixels than Pillow's limit for a safe image"
+# why_unreadable says TOO_LARGE.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
 
 
@@ -64,7 +66,7 @@ def load_square(path: str | os.PathLike, size: int) -> Image.Image:
 
 
 def why_unreadable(path: str | os.PathLike) -> str | None:
-    """Return the reason why a file cannot be used as an image of a lesion in one phrase, or None if it can."""
+    """Return why a file cannot be used as an image of a lesion, in one phrase, or None if it can."""
     path = Path(path)
     if reason := why_no_lesion(path) or why_no_file(path):
         return reason
@@ -96,16 +98,16 @@ def _visible(folder: Path) -> list[Path]:
 def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator[tuple[str, str, str, int]]:
     """Yield ``(path, id, split, target)`` for the files of a folder of class folders, images by their ending or not."""
     if not folder.is_dir():
-        hint = "set DERMA_EXTRA to a folder" if not required else "a split is a folder"
-        raise DatasetError(f"{folder}: no such folder; {hint} that holds {', '.join(CLASSES)}.")
-    names = [entry.name for entry in _visible(folder) if entry.is_dir()]
-    for name in names:
-        if name not in CLASSES:
-            raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(CLASSES)} and no other.")
-    for name in CLASSES:
+        what = (
+            f"the split folder '{split}' is missing; make it" if required else "no such folder; set DERMA_EXTRA to one"
+        )
+        raise DatasetError(f"{folder}: {what}, with class folders {', '.join(CLASSES)}.")
+    names = {entry.name for entry in _visible(folder) if entry.is_dir()}
+    for name in sorted(names.difference(CLASSES)):
+        raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(CLASSES)} and no other.")
+    for target, name in enumerate(CLASSES):
         if required and name not in names:
             raise DatasetError(f"{folder / name}: this class folder is missing; a split holds all three.")
-    for target, name in enumerate(CLASSES):
         for entry in _visible(folder / name) if name in names else ():
             if entry.is_dir():
                 raise DatasetError(f"{entry}: a folder inside a class folder; put its images straight into {name}.")
@@ -141,9 +143,6 @@ class LesionData:
                 f"holds {', '.join(SPLITS)}. 'make data' fetches data/isic2017, 'python -m derma.sample' draws one."
             )
         cut = not need_splits and not any((self.root / split).is_dir() for split in SPLITS)
-        for split in () if cut else SPLITS:
-            if not (self.root / split).is_dir():
-                raise DatasetError(f"{self.root}: the split folder '{split}' is missing; make it, with class folders.")
         if cut:
             rows = list(_scan(self.root, "", self.name, required=False))
         else:
@@ -152,12 +151,11 @@ class LesionData:
             rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
         rows = [row for row in rows if Path(row[0]).suffix.lower() in ENDINGS]
         images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
-        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TOO_LARGE says it
+        with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
             reasons = dict(zip(images["path"], pool.map(why_unreadable, images["path"])))
         reasons = {path: why for path, why in reasons.items() if why}
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
-        self.images = images[~images["path"].isin(set(reasons))].reset_index(drop=True)
+        self.images = images[~images["path"].isin(reasons)].reset_index(drop=True)
         if cut:
             self._cut()
         else:
@@ -181,12 +179,15 @@ class LesionData:
         """Refuse a split without readable images of a class."""
         present = set(zip(self.images["split"], self.images["target"]))
         for split, (target, name) in product(SPLITS, enumerate(CLASSES)):
-            folder = self.root / split / name
             if (split, target) not in present:
+                folder = self.root / split / name
                 bad = [f"{Path(path).name}: {why}" for path, why in reasons.items() if Path(path).parent == folder]
-                if bad:
-                    raise DatasetError(f"{folder}: none of this class's images can be read ({bad[0]}); replace them.")
-                raise DatasetError(f"{folder}: no images in this class folder; put at least one JPEG there.")
+                what = (
+                    f"none of this class's images can be read ({bad[0]}); replace them"
+                    if bad
+                    else ("no images in this class folder; put at least one JPEG there")
+                )
+                raise DatasetError(f"{folder}: {what}.")
 
     def _check_names(self) -> None:
         """Refuse names that occur twice in a split, and extra images with the name of one that is not trained on."""
@@ -218,9 +219,7 @@ class LesionData:
         """Drop images by path; a DatasetError, with nothing dropped, if a class of a split would be left empty."""
         kept = self.images[~self.images["path"].isin(paths)].reset_index(drop=True)
         before, after = (set(zip(table["split"], table["target"])) for table in (self.images, kept))
-        for split, target in sorted(before - after):
-            if split == "extra":
-                continue
+        for split, target in sorted(pair for pair in before - after if pair[0] != "extra"):
             raise DatasetError(f"{self.root / split / CLASSES[target]}: no image would be left in this class.")
         self.images = kept
 
