@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic_core import to_jsonable_python
 
 
 def write_bytes(content: bytes, file: str | os.PathLike) -> None:
@@ -33,19 +32,11 @@ def write_text(text: str, file: str | os.PathLike) -> None:
 
 def as_json(value: object) -> object:
     """Return a nested value as JSON can hold it: numbers that are not finite become null."""
-    if is_dataclass(value):
-        return as_json(asdict(value))
-    if isinstance(value, pd.DataFrame):
-        return as_json(value.to_dict(orient="records"))
-    if isinstance(value, dict):
-        return {str(key): as_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [as_json(each) for each in value]
-    if isinstance(value, np.generic):
-        return as_json(value.item())
-    if isinstance(value, Path):
-        return value.as_posix()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def plain(each: pd.DataFrame | np.ndarray | np.generic) -> list | int | float:
+        return each.to_dict(orient="records") if isinstance(each, pd.DataFrame) else each.tolist()
+
+    return to_jsonable_python(value, inf_nan_mode="null", fallback=plain)
 
 
 def write_json(content: object, file: str | os.PathLike) -> None:

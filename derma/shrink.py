@@ -169,10 +169,12 @@ def _shrink_one(original: Original, target: Path, short_side: int) -> str | None
     small.save(buffer, "JPEG", quality=95, subsampling=0)
     try:
         write_bytes(buffer.getvalue(), target)
-    except (OSError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno not in NAME_ERRORS:
+    except UnicodeError as error:
+        return f"its name cannot be written here ({error.reason})"
+    except OSError as error:
+        if error.errno not in NAME_ERRORS:
             raise
-        return f"its name cannot be written here ({error.strerror if isinstance(error, OSError) else error.reason})"
+        return f"its name cannot be written here ({error.strerror})"
     return None
 
 
@@ -186,11 +188,8 @@ def shrink_originals(
     """
     refused, todo, taken, folders = [], [], {}, {}
     for original, target in jobs:
-        reason = original.reason
         other = next((taken[each] for each in (target, *target.parents) if each in taken), folders.get(target))
-        if reason is None and other is not None:
-            reason = f"its file or folder needs the same name as {other}"
-        if reason is not None:
+        if reason := original.reason or (other and f"its file or folder needs the same name as {other}"):
             refused.append((original.name, reason))
             continue
         taken[target] = original.name
@@ -202,8 +201,8 @@ def shrink_originals(
         futures = {pool.submit(_shrink_one, *job, short_side): job[0] for job in todo}
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                original, reason = futures[future], future.result()
-                if reason is not None:
+                original = futures[future]
+                if reason := future.result():
                     refused.append((original.name, reason))
                 bar.set_postfix_str(f"{number:,} of {len(todo):,} images", refresh=False)
                 bar.update(original.size)
@@ -221,40 +220,42 @@ def write_report(refused: Reasons, out: Path) -> None:
         write_text(pd.DataFrame(sorted(refused), columns=["file", "reason"]).to_csv(index=False), out / "refused.csv")
 
 
-def shrink_all(originals: str | os.PathLike, out: str | os.PathLike, short_side: int = SHORT_SIDE) -> Reasons:
-    """Shrink every image of a folder or zip, on all cores; continues where an earlier call stopped.
+def shrink_all(originals: Path, out: Path, short_side: int) -> str:
+    """Shrink every image of a folder or zip, on all cores, and report; continues where an earlier call stopped.
 
-    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``. Returns the refused
-    files, which are in ``out/refused.csv`` too.
+    Images go into ``out`` under the same names, in the same folders, with the ending ``.jpg``. Returns a message if
+    there is none in the end.
 
     Raises:
         Unreachable, OSError: there are no such originals.
         CannotWrite: another process writes into ``out``, or one of the two folders lies in the other.
     """
-    originals, out = Path(originals), Path(out)
     inner, outer = originals.resolve(), out.resolve()
     if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
         raise CannotWrite(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
-    paths = [(each, out / each.name) for each in find_originals(originals)]
-    jobs = [(each, path.with_name(f"{path.stem}.jpg")) for each, path in paths]
+    jobs = [(each, (out / each.name).with_suffix(".jpg")) for each in find_originals(originals)]
     with writing_into(out):
         refused = shrink_originals(jobs, short_side, os.cpu_count())
         write_report(refused, out)
-    return refused
+    count = sum(path.is_file() for path in out.rglob("*.jpg"))
+    print(f"{out}: {count:,} images; {len(refused):,} files refused.")
+    if refused:
+        print(f"The reasons are in {out / 'refused.csv'}, such as '{': '.join(refused[0])}'.")
+    return "" if count else f"{originals}: no image in there could be read; name a folder or zip of images."
 
 
 def run_command(action: Callable[[], str], out: Path, problems: type[Exception] = Unreachable) -> int:
     """Run what a command does, and return its exit code: 2 if it failed or returns a message, which is printed."""
+    kept = 0
     try:
         message = action()
-        kept = 0
     except (KeyboardInterrupt, OSError, Unreachable, Refused, CannotWrite, problems) as error:
         message = str(error)
         if isinstance(error, KeyboardInterrupt):
             message = "Interrupted; run the same command to continue."
         elif isinstance(error, OSError):
             message = f"{error.filename or out}: {error.strerror or error}; name another place."
-        kept = sum(1 for _ in out.rglob("*.jpg")) if out.is_dir() else 0
+        kept = sum(1 for _ in out.rglob("*.jpg"))
     if message:
         print(message + (f" What has arrived is kept ({kept:,} images in {out})." if kept else ""), file=sys.stderr)
     return 2 if message else 0
@@ -268,16 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = "default: %(default)s"
     parser.add_argument("--short-side", type=whole_number(16, 8192), default=SHORT_SIDE, metavar="PIXELS", help=text)
     options = parser.parse_args(arguments)
-    return run_command(partial(_run, options.originals, options.out, options.short_side), options.out)
-
-
-def _run(originals: Path, out: Path, short_side: int) -> str:
-    refused = shrink_all(originals, out, short_side)
-    count = sum(path.is_file() for path in out.rglob("*.jpg"))
-    print(f"{out}: {count:,} images; {len(refused):,} files refused.")
-    if refused:
-        print(f"The reasons are in {out / 'refused.csv'}, such as '{': '.join(refused[0])}'.")
-    return "" if count else f"{originals}: no image in there could be read; name a folder or zip of images."
+    return run_command(partial(shrink_all, options.originals, options.out, options.short_side), options.out)
 
 
 if __name__ == "__main__":

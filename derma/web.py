@@ -16,7 +16,9 @@ import struct
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -74,11 +76,9 @@ class Web:
         with suppress(httpx.InvalidURL):
             url = httpx.URL(address)
             if url.scheme in ("http", "https") and "@" not in str(url.copy_with(userinfo=b"")):
+                login = (url.username, url.password) if url.userinfo else None
+                self._secrets = {"auth": login, "params": url.params or None}
                 self._address = public(address).rstrip("/")
-                self._secrets = {
-                    "auth": (url.username, url.password) if url.userinfo else None,
-                    "params": url.params or None,
-                }
                 return self._address
         shown = "--address" if set("@?") & set(address) else address
         raise Unreachable(
@@ -152,30 +152,27 @@ def _with_readable_names(content: bytes) -> bytes:
 
     zipfile would refuse the whole zip. Bit 15, which no zip uses, marks these names: they are refused one by one.
     """
-    changed, place = bytearray(content), 0
-    while content.startswith(b"PK\1\2", place) and len(content) >= place + 46:
-        (flags,), lengths = (
-            struct.unpack_from("<H", content, place + 8),
-            struct.unpack_from("<HHH", content, place + 28),
-        )
+    changed = bytearray(content)
+    for entry in re.finditer(b"PK\1\2", content):
+        name, flags = entry.start() + 46, entry.start() + 9  # the upper byte of the flags
         try:
-            content[place + 46 : place + 46 + lengths[0]].decode()
+            content[name : name + int.from_bytes(content[name - 18 : name - 16], "little")].decode()
         except UnicodeDecodeError:
-            struct.pack_into("<H", changed, place + 8, flags & ~0x800 | (flags & 0x800) << 4)
-        place += 46 + sum(lengths)
+            changed[flags] = changed[flags] & ~8 | (changed[flags] & 8) << 4
     return bytes(changed)
 
 
-class _LocalFile(io.FileIO):
-    def read(self, count: int = -1) -> bytes:
-        return _with_readable_names(super().read(count))
+def _read_part(path: str | Path, start: int, stop: int) -> bytes:
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
-class _RemoteFile:
-    """A file on a server, as far as zipfile needs one to read a directory."""
+class _Directory:
+    """A file as far as zipfile needs one to read a zip's directory; ``read_part`` returns its bytes [start, stop)."""
 
-    def __init__(self, url: str, web: Web):
-        self._url, self._web, self._place, self._size = url, web, 0, web.size(url)
+    def __init__(self, read_part: Callable[[int, int], bytes], size: int):
+        self._read_part, self._size, self._place = read_part, size, 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._place = max(0, offset + (0, self._place, self._size)[whence])
@@ -187,7 +184,7 @@ class _RemoteFile:
     def read(self, count: int | None = None) -> bytes:
         start, stop = self._place, self._size if count is None else min(self._place + count, self._size)
         self._place = stop
-        return _with_readable_names(self._web.get(self._url, start, stop)) if start < stop else b""
+        return _with_readable_names(self._read_part(start, stop)) if start < stop else b""
 
 
 class Zip:
@@ -197,9 +194,11 @@ class Zip:
     """
 
     def __init__(self, location: str | Path, web: Web | None = None):
-        self._location, self._web = location, web if "://" in str(location) else None
+        remote = "://" in str(location)
+        self._read_part = partial(web.get if remote else _read_part, location)
+        size = web.size(location) if remote else Path(location).stat().st_size
         try:
-            with zipfile.ZipFile(_RemoteFile(location, web) if self._web else _LocalFile(location)) as archive:
+            with zipfile.ZipFile(_Directory(self._read_part, size)) as archive:
                 self.members = [member for member in archive.infolist() if not member.is_dir()]
                 starts = sorted(member.header_offset for member in archive.infolist())
                 self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
@@ -210,12 +209,7 @@ class Zip:
         """Return a member, unpacked; Refused if it is not what the directory says, Unreachable if it does not come."""
         start, stop = member.header_offset, self._stops[member.header_offset]
         for _ in range(READS):
-            if self._web:
-                content = self._web.get(self._location, start, stop)
-            else:
-                with Path(self._location).open("rb") as file:
-                    file.seek(start)
-                    content = file.read(stop - start)
+            content = self._read_part(start, stop)
             try:
                 packed = content[30 + sum(struct.unpack_from("<HH", content, 26)) :]  # after name and extra field
                 with zipfile.ZipExtFile(io.BytesIO(packed[: member.compress_size]), "r", member) as unpacked:
