@@ -143,17 +143,8 @@ def _agreements(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[float]:
     ]
 
 
-def match(thumbnails: np.ndarray, groups: Sequence | None = None) -> tuple[pd.DataFrame, int]:
-    """Return the pairs of (N, SIDE, SIDE) thumbnails that show one photograph, as :func:`find_duplicates` does.
-
-    Returns:
-        Columns ``first``, ``second`` (positions), ``orientation`` and ``fine``; and the number of proposed pairs.
-    """
-    pairs = propose(thumbnails)
-    if groups is not None:
-        groups = np.asarray(groups)
-        pairs = pairs[groups[pairs["first"]] != groups[pairs["second"]]]
-    proposed = len(pairs)
+def compare(thumbnails: np.ndarray, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the proposed pairs that show one photograph, the most similar first, with ``fine`` for ``coarse``."""
     pairs = screen(thumbnails, pairs).sort_values("second", kind="stable", ignore_index=True)
     parts = [part for _, part in pairs.groupby("second")]
     fine = []
@@ -168,27 +159,23 @@ def match(thumbnails: np.ndarray, groups: Sequence | None = None) -> tuple[pd.Da
     least = np.where(pairs["coarse"] >= SURE_COARSE, LEAST_FINE, SURE_FINE)
     same = pairs[pairs["fine"] >= least].drop(columns="coarse").sort_values("fine", ascending=False, kind="stable")
     # A round lesion may match in two orientations; the best stays.
-    return same.drop_duplicates(["first", "second"], ignore_index=True), proposed
+    return same.drop_duplicates(["first", "second"], ignore_index=True)
 
 
 def copies(digests: Sequence[bytes], groups: Sequence) -> pd.DataFrame:
-    """Return pairs of equal files, as :func:`match` does: each with the first one of another group."""
-    places: dict[bytes, list[int]] = {}
-    for place, digest in enumerate(digests):
-        places.setdefault(digest, []).append(place)
-    pairs = set()
-    for same in places.values():
-        first = same[0]
-        other = next((place for place in same if groups[place] != groups[first]), None)
-        if other is not None:
-            pairs |= {tuple(sorted((place, first if groups[place] != groups[first] else other))) for place in same}
-    return pd.DataFrame(sorted(pairs), columns=["first", "second"]).assign(orientation=0, fine=1.0)
+    """Return pairs of equal files, as :func:`compare` does: each with the first one of another group."""
+    files = pd.DataFrame({"place": range(len(digests)), "digest": digests, "group": groups})
+    heads = files.drop_duplicates(["digest", "group"]).groupby("digest").head(2)
+    pairs = files.merge(heads, on="digest", suffixes=("", "_of_head"))
+    pairs = pairs[pairs["group"] != pairs["group_of_head"]].drop_duplicates("place")
+    pairs = pd.DataFrame(np.sort(pairs[["place", "place_of_head"]], axis=1), columns=["first", "second"])
+    return pairs.drop_duplicates().assign(orientation=0, fine=1.0)
 
 
 def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None = None) -> pd.DataFrame:
     """Return all pairs of files that show one photograph, the most similar first.
 
-    ``groups`` has a label for each file: only pairs across groups are searched for. All pairs by default.
+    ``groups`` has a label for each file: only pairs across groups are searched for.
 
     Returns:
         Columns ``first``, ``second`` (files), ``kind`` (``"same bytes"``, ``"near"``, or ``"suspected"`` where
@@ -196,14 +183,15 @@ def find_duplicates(files: Sequence[str | os.PathLike], groups: Sequence | None 
         most 1) and ``orientation`` (of the second, to match the first; see :func:`orient`).
     """
     files = [str(file) for file in files]
+    groups = np.arange(len(files)) if groups is None else np.asarray(groups)
     with ProcessPoolExecutor() as pool:
         made = pool.map(thumbnail, files, chunksize=32)
         thumbnails = np.stack(list(progress(made, total=len(files), desc="thumbnails", unit="image")))
-    pairs, _ = match(thumbnails, groups)
+    pairs = propose(thumbnails)
+    pairs = compare(thumbnails, pairs[groups[pairs["first"]] != groups[pairs["second"]]])
     digests = [hashlib.sha256(Path(file).read_bytes()).digest() for file in files]
     # Equal files are found by their bytes: the fine measure finds nothing in a plain image, or too few of many copies.
-    exact = copies(digests, range(len(files)) if groups is None else groups)
-    pairs = pd.concat([exact, pairs]).drop_duplicates(["first", "second"], ignore_index=True)
+    pairs = pd.concat([copies(digests, groups), pairs]).drop_duplicates(["first", "second"], ignore_index=True)
     same = np.array([digests[a] == digests[b] for a, b in zip(pairs["first"], pairs["second"], strict=True)], bool)
     pairs["kind"] = np.select([same, pairs["fine"] >= SURE_FINE], ["same bytes", "near"], "suspected")
     for column in ("first", "second"):

@@ -154,9 +154,7 @@ def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.Da
                     count += 1
             url = str(page.next or "")
     if wrong and not rows:
-        raise Unreachable(
-            f"{api}: not the ISIC Archive: all of its records are incomplete or wrong; check the address."
-        )
+        raise Unreachable(f"{api}: not the ISIC Archive, as all records are incomplete or wrong; check the address.")
     columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
     return pd.DataFrame(rows, columns=columns), wrong
 
@@ -178,8 +176,7 @@ def plan_extra(api: str, out: Path, most: int, web: Web) -> tuple[Jobs, pd.DataF
 
 def _require_complete(official: LesionData) -> None:
     """Raise DatasetError if an official image is missing: its duplicates would not be noticed."""
-    found = {Path(path).stem for path in official.images["path"]}
-    missing = sorted(set(pd.read_csv(OFFICIAL)["id"]) - found)
+    missing = sorted(set(pd.read_csv(OFFICIAL)["id"]) - {Path(path).stem for path in official.images["path"]})
     if missing:
         raise DatasetError(
             f"{official.root}: {len(missing):,} of the official images are missing or unreadable, such as "
@@ -199,9 +196,8 @@ def _remove_official(out: Path, official: LesionData) -> Reasons:
 
 
 def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
-    """Move the images in ``out/.incoming`` into ``out/<class>`` unless they show an official photograph.
+    """Delete images, of earlier calls too, that show an official photograph; move new ones into ``out/<class>``.
 
-    Images of earlier calls are compared again: the official folder may have been another one then.
     ``out/metadata.csv`` gets diagnosis, licence and attribution of each. Returns the removed ones.
     """
     removed = _remove_official(out, official)
@@ -217,12 +213,10 @@ def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
 
 
 def _print_sizes(jobs: Jobs, out: Path) -> None:
-    rows = []
-    for original, path in jobs:
-        folder = path.parent.relative_to(out).as_posix().removeprefix(".incoming/")
-        rows.append((folder, 1, path.exists(), 0 if path.exists() else original.size / 1e6))
-    table = pd.DataFrame(rows, columns=["folder", "images", "fetched", "MB to fetch"])
-    table = table.groupby("folder").sum()
+    table = pd.DataFrame({"images": 1, "fetched": [int(path.exists()) for _, path in jobs]})
+    table["MB to fetch"] = [original.size / 1e6 for original, _ in jobs] * (1 - table["fetched"])
+    table.index = [path.parent.relative_to(out).as_posix().removeprefix(".incoming/") for _, path in jobs]
+    table = table.groupby(level=0).sum()
     table.loc["all"] = table.sum()
     print(table.astype({"images": int, "fetched": int}).round(1).to_string())
 

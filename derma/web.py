@@ -112,8 +112,6 @@ class Web:
                     problem = f"{response.status_code} {response.reason_phrase}"
                     asked = response.headers.get("Retry-After", "")
                     pause = int(asked) if asked.isdecimal() else pause
-            except httpx.UnsupportedProtocol:
-                raise Unreachable(f"{shown}: not a web address; check it.") from None
             except (httpx.HTTPError, OSError) as error:
                 problem = str(error) or type(error).__name__
             if attempt < self.retries and time.monotonic() - self._noted > NOTE_SECONDS:
