@@ -41,7 +41,6 @@ from derma.tables import (
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 PLURALS = {1: "melanomas", 2: "seborrheic keratoses"}
-CLASSES = ("melanoma", "nevus", "seborrheic keratosis")
 FEW = 10  # images of a class
 
 
@@ -98,13 +97,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         own = options.predictions[0].parent / "ground_truth.csv"
         options.truth = own if own.exists() else Path("ground_truth.csv")
     options.held_out, options.warnings = ([], []) if options.scores else held_out_files(options.predictions)
-    read = {
-        file.resolve()
-        for file in (*options.predictions, options.truth, *options.held_out, options.compare or options.truth)
-    }
+    read = [*options.predictions, *options.held_out, options.truth, options.compare or options.truth]
     written = [options.out, options.out.with_name("held_out.csv")] if options.out else []
     for file in written[: 2 if options.held_out else 1]:
-        if file.resolve() in read:
+        if file.resolve() in map(Path.resolve, read):
             parser.error(f"--out {options.out} would overwrite {file}, which is read; name a file in another folder")
     return options
 
@@ -119,7 +115,6 @@ class Loaded:
         warnings: one sentence each.
         parts: the scores of an ensemble's files and of their mean; empty for a single file.
         held_out: out-of-fold predictions joined with the truth of their Ids, if there are any.
-        identifiers: the Ids as they stand in the first files, by the indices of ``joined`` and ``held_out``.
     """
 
     joined: pd.DataFrame
@@ -127,7 +122,6 @@ class Loaded:
     warnings: list[str]
     parts: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     held_out: pd.DataFrame | None = None
-    identifiers: dict[str, str] = field(default_factory=dict)
 
 
 def load(options: argparse.Namespace) -> Loaded:
@@ -153,8 +147,6 @@ def load(options: argparse.Namespace) -> Loaded:
         loaded.held_out = average([join(table, truth_from_ids(held_out[0])) for table in held_out])
         if shared := int(loaded.held_out.index.isin(loaded.joined.index).sum()):
             warnings.append(f"{options.held_out[0]}: {shared} of its images are scored too, so it is not held out.")
-    for table in (*held_out[:1], tables[0]):
-        loaded.identifiers |= dict(zip(table.values.index, table.identifiers, strict=True))
     return loaded
 
 
@@ -167,9 +159,8 @@ def write_mean(loaded: Loaded, out: Path) -> None:
     truth = out.with_name("ground_truth.csv")
     if truth.exists() and not read_table(truth, truth=True).values.equals(loaded.truth.values):
         raise TableError(f"{truth}: not the truth of this ensemble; give --out a folder of its own.")
-    tables = (loaded.joined, loaded.truth.values.astype(int), loaded.held_out)
-    names = loaded.identifiers
-    write_predictions(out, *(None if each is None else each.assign(Id=each.index.map(names)) for each in tables))
+    values = loaded.truth.values.astype(int).assign(Id=loaded.truth.identifiers)
+    write_predictions(out, loaded.joined, values, loaded.held_out)
 
 
 def known(values: dict) -> list[tuple]:
@@ -229,7 +220,8 @@ def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
     if chosen.point:
         print_points([chosen.point])
         print(f"This threshold finds {chosen.goal:.0%} of the melanomas out of fold. The row shows the images scored.")
-    offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(CLASSES, chosen.calibrator.offsets, strict=True))
+    names = (NAMES[1], "nevus", NAMES[2])
+    offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(names, chosen.calibrator.offsets, strict=True))
     print(
         f"Calibrated out of fold: temperature {chosen.calibrator.temperature:.3f}, offsets {offsets}.\n"
         f"\n{'on the images scored':24} {'calibration error before':25} after"
@@ -334,11 +326,11 @@ def main(arguments: list[str] | None = None) -> int:
         run(options)
     except TableError as error:
         print(error, file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"Cannot write: {error}; name another place.", file=sys.stderr)
-        return 2
-    return 0
+    else:
+        return 0
+    return 2
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def lesion_share(image: Image.Image) -> float:
     return float((parts == weights.argmax()).sum() / field.sum()) if len(weights) > 1 else 0.0
 
 
-def dark_corners(image: Image.Image, share: float = 0.003) -> bool:
-    """Return whether at least a share of an RGB image is dark and connected to a corner, as around a round field."""
-    return bool((~_field(_brightness(image))).mean() >= share)
+def dark_corners(image: Image.Image) -> bool:
+    """Return whether at least 0.3 % of an RGB image is dark and connected to a corner, as around a round field."""
+    return bool((~_field(_brightness(image))).mean() >= 0.003)
 
 
 def _tick_share(profile: np.ndarray) -> float:

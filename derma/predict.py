@@ -218,7 +218,7 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame, floa
                 "predict with each, and average with get_results.py --ensemble."
             )
     truth = truth_from_ids(tables[0])
-    held_out = average([join(table, truth) for table in tables]).assign(Id=tables[0].identifiers)
+    held_out = average([join(table, truth) for table in tables])
     if len(runs) == 1:
         return runs, held_out, runs[0].threshold, runs[0].calibrator
     from derma.scoring import choose_out_of_fold  # takes a while, and one run does not need it
@@ -301,11 +301,11 @@ def main(arguments: list[str] | None = None) -> int:
         predict(folders, places, options.out, options.explain)
     except (RunError, TableError) as error:
         print(error, file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{error.filename or options.out}: {error.strerror or error}; name another place.", file=sys.stderr)
-        return 2
-    return 0
+    else:
+        return 0
+    return 2
 
 
 def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | None) -> None:

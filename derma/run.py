@@ -27,7 +27,6 @@ from derma.backbones import best_precision
 from derma.commands import progress
 from derma.states import load_state, save_state
 
-TRAINED = "trained before, and loaded; DERMA_RESUME=false trains it again."
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
 
 
@@ -258,9 +257,11 @@ class Run:
                 continue
             for name in self.parts.keys() & state.keys():
                 restore(self.parts[name], state[name])
-            if file != final:
-                set_rng_state(state["rng"][self.accelerator.process_index])
             self._rows = state["history"]
-            print(f"{self.name}: {TRAINED if file == final else f'resumed after epoch {len(self._rows)}.'}")
-            return file == final
+            if file == final:
+                print(f"{self.name}: trained before, and loaded; DERMA_RESUME=false trains it again.")
+                return True
+            set_rng_state(state["rng"][self.accelerator.process_index])
+            print(f"{self.name}: resumed after epoch {len(self._rows)}.")
+            return False
         return False

@@ -176,7 +176,6 @@ def bootstrap_areas(
     """Resample the images within each of the three classes and return the AUCs of every resample.
 
     Args:
-        joined: columns of predictions, and ``true_1`` and ``true_2``.
         columns: predictions to measure; a name that ends in 1 is of category 1, and so on. All come from the same
             resamples, so differences between columns are paired.
 
@@ -243,8 +242,7 @@ def roc_band(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled separately.
 
-    Returns:
-        Three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
+    It is given as three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
     """
     grid = np.linspace(0, 1, 201)
     curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples, seed))]
@@ -258,15 +256,15 @@ def _false_rate(sensitivity: float, false: np.ndarray, true: np.ndarray) -> floa
     return np.interp(-sensitivity, -true[::-1], false[::-1])  # reversed, since np.interp takes the last of equal ones
 
 
-def area_above_sensitivity(truth: np.ndarray, scores: np.ndarray, least: float = 0.80) -> float:
-    """Return the part of the AUC where the sensitivity is at least ``least``, as the challenge's scorer defines it.
+def area_above_sensitivity(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Return the part of the AUC where the sensitivity is at least 0.8, as the challenge's scorer defines it.
 
     It is the area under the ROC curve to the right of that point, down to the axis: 0 to the AUC. Source:
     ``auc_above_sensitivity`` of https://github.com/ImageMarkup/isic-challenge-scoring.
     """
     false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-    above = true >= least
-    return float(auc(np.append(_false_rate(least, false, true), false[above]), np.append(least, true[above])))
+    above = true >= 0.8
+    return float(auc(np.append(_false_rate(0.8, false, true), false[above]), np.append(0.8, true[above])))
 
 
 @dataclass(frozen=True)
@@ -386,11 +384,7 @@ def compare(
 def balanced_accuracy_interval(
     targets: np.ndarray, predictions: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """Return the mean recall of the classes that occur, with a bootstrap within each class.
-
-    Args:
-        targets, predictions: (N,) class indices.
-    """
+    """Return the mean recall of the classes that occur in (N,) class indices, with a bootstrap within each class."""
     rng = np.random.default_rng(seed)
     right = [predictions[targets == k] == k for k in np.unique(targets)]
     drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
@@ -455,14 +449,15 @@ def points_at_sensitivities(
     return points
 
 
-def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> Calibration:
-    """Compare probabilities with observed shares, in bins of equal width over [0, 1]."""
+def calibration(truth: np.ndarray, probabilities: np.ndarray) -> Calibration:
+    """Compare probabilities with observed shares, in ten bins of equal width over [0, 1]."""
     truth, probabilities = np.asarray(truth, dtype=float), np.asarray(probabilities, dtype=float)
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    place = np.minimum((probabilities * 10).astype(int), 9)
     groups = pd.DataFrame({"truth": truth, "predicted": probabilities}).groupby(place)
     table = groups.agg(predicted=("predicted", "mean"), hits=("truth", "sum"), count=("truth", "size"))
-    shares = [astuple(wilson(int(hits), int(count))) for hits, count in zip(table["hits"], table["count"], strict=True)]
-    table[["observed", "low", "high"]] = shares
+    table[["observed", "low", "high"]] = [
+        astuple(wilson(*row)) for row in table[["hits", "count"]].astype(int).to_numpy()
+    ]
     error = (table["count"] * (table["predicted"] - table["observed"]).abs()).sum() / len(truth)
     table = table[["predicted", "observed", "low", "high", "count"]].reset_index(drop=True)
     return Calibration(float(brier_score_loss(truth, probabilities)), float(error), table)

@@ -217,7 +217,8 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     """Join predictions with the truth, by Id and never by row order.
 
     Returns:
-        Float64 columns ``task_1``, ``task_2`` (predictions), ``true_1`` and ``true_2`` (0 or 1), in the truth's order.
+        Columns ``Id`` (the truth's), ``task_1``, ``task_2`` (predictions), ``true_1`` and ``true_2`` (0 or 1), all but
+        the first float64, in the truth's order.
 
     Raises:
         TableError: an Id that only one of them has, an image that is both melanoma and keratosis, or a truth with one
@@ -237,11 +238,11 @@ def join(predictions: Table, truth: Table) -> pd.DataFrame:
     _refuse(predictions.file, unknown, predictions.rows, predictions.identifiers, "Id", what)
     both = (truth.values == 1).all(axis=1).to_numpy()
     _refuse(truth.file, both, truth.rows, truth.identifiers, "Id", "is both melanoma and seborrheic keratosis")
-    joined = truth.values.rename(columns=lambda name: name.replace("task", "true")).join(predictions.values)
-    if not defined(joined):
+    true = truth.values.set_axis(["true_1", "true_2"], axis=1)
+    if not defined(true):
         what = "only one class for category 1 (melanoma)"
         raise TableError(f"{truth.file}: {what}; an area under the ROC curve needs images of both.")
-    return joined[["task_1", "task_2", "true_1", "true_2"]]
+    return pd.DataFrame({"Id": truth.identifiers}, true.index).join(predictions.values).join(true)
 
 
 def average(parts: list[pd.DataFrame]) -> pd.DataFrame:
