@@ -11,7 +11,6 @@ split is never predicted. The predictions stay in models/experiments/. An interr
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -28,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from derma import scoring, tables
-from derma.commands import run_main
+from derma.commands import Parser, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "skin_lesion_classification.ipynb"
@@ -175,7 +174,7 @@ def page_table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare recipes by cross-validation.")
+    parser = Parser(description="Compare recipes by cross-validation.")
     parser.add_argument("--names", nargs="+", default=EXPERIMENTS, choices=EXPERIMENTS, metavar="NAME")
     parser.add_argument("--weights", help="a folder of <model>.safetensors, as resnet50.safetensors")
     parser.add_argument("--list", action="store_true", help="print the experiments and their commands")
@@ -183,13 +182,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.list:
         return print(*(f"{name}: {command(name)}" for name in options.names), sep="\n")
+    if options.table:
+        return write_tables()
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain", "-uno", "--", ".", ":!docs"], cwd=ROOT)
-    for name in [] if options.table else options.names:
+    for name in options.names:
         for seed in range(EXPERIMENTS[name].seeds):
             run(name, seed, options.weights, commit + ("-dirty" if changed else ""))
         write_tables()
-    write_tables()
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ import symtable
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from derma.commands import run_main
+from derma.settings import settings_in
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from derma.commands import run_main  # noqa: E402 - derma is a folder of the repository, not installed
-from derma.settings import settings_in  # noqa: E402
-
 NOTEBOOKS = ("skin_lesion_classification.ipynb", "dataset_structure_visualization.ipynb")  # in this order in each row
 
 LIMITS = {
@@ -130,9 +130,14 @@ def measure(root: Path) -> dict[str, tuple[int, ...]]:
     return dict(zip(LIMITS, numbers, strict=True))
 
 
+def over_limit(measured: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return the rows in which a number is over its limit."""
+    return [row for row, limits in LIMITS.items() if any(a > b for a, b in zip(measured[row], limits))]
+
+
 def main() -> int:
     measured = measure(ROOT)
-    wrong = [row for row, limits in LIMITS.items() if any(a > b for a, b in zip(measured[row], limits))]
+    wrong = over_limit(measured)
     print(f"{'':52} {'now':>12} {'at most':>12}")
     for row, limits in LIMITS.items():
         now, most = (" / ".join(f"{number:,}" for number in numbers) for numbers in (measured[row], limits))

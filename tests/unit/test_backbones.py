@@ -19,31 +19,20 @@ def test_backbones_of_all_kinds_give_features_of_every_stage(name):
     assert stages.shape[1] > 2 * backbone.num_features
 
 
-@pytest.fixture
-def file(tmp_path):
-    state = {key: value.half() for key, value in timm.create_model("test_resnet").state_dict().items()}
-    save_file(state, tmp_path / "weights.safetensors")
-    return tmp_path / "weights.safetensors"
+def test_weights_come_from_a_file_or_a_run_without_the_last_layer(tmp_path):
+    trained, file = timm.create_model("test_resnet"), tmp_path / "weights.safetensors"
+    save_file({key: value.half() for key, value in trained.state_dict().items()}, file)
+    trained.reset_classifier(0)
+    classifier = Classifier("test_resnet", "none", frozen=True)
+    save_state({"network": classifier.state_dict()}, tmp_path / "run" / "fold-0.safetensors")
+    for weights, expected in ((file, trained.half().float()), (tmp_path / "run", classifier.backbone)):
+        pairs = zip(load_backbone("test_resnet", str(weights)).parameters(), expected.parameters(), strict=True)
+        assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in pairs)
 
 
-def test_weights_come_from_a_file_without_its_last_layer(file):
-    backbone = load_backbone("test_resnet", str(file))
-    assert {value.dtype for value in backbone.parameters()} == {torch.float32}
-    again = load_backbone("test_resnet", str(file))
-    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
-
-
-def test_weights_come_from_a_run_whatever_its_head(tmp_path):
-    trained = Classifier("test_resnet", "none", frozen=True)
-    save_state({"network": trained.state_dict()}, tmp_path / "run" / "fold-0.safetensors")
-    backbone = load_backbone("test_resnet", str(tmp_path / "run"))
-    for a, b in zip(backbone.parameters(), trained.backbone.parameters(), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(WeightsError, match="not the weights of test_convnext"):
-        load_backbone("test_convnext", str(tmp_path / "run"))
-
-
-def test_what_cannot_be_had_is_one_sentence(file, tmp_path, monkeypatch):
+def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), file)
     (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:100])
     for name, weights, words in [
         ("test_resnet", "missing.safetensors", "missing.safetensors: no such file; set DERMA_WEIGHTS"),

@@ -1,9 +1,9 @@
 """docs/experiments: rows belong to their commands, the table to the rows, and intervals hold what they should."""
 
 import json
-import sys
 from pathlib import Path
 
+import experiments
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +12,6 @@ from conftest import ROOT
 from derma import scoring, tables
 from derma.dataset import CLASSES
 from derma.settings import settings_in
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import experiments
 
 
 def test_each_experiment_has_settings_of_the_notebook_and_an_earlier_one_to_compare_with():
@@ -27,9 +24,8 @@ def test_each_experiment_has_settings_of_the_notebook_and_an_earlier_one_to_comp
 
 
 def test_the_published_rows_are_those_of_their_commands_and_of_the_page():
-    assert f"<!-- table -->\n{experiments.page_table()}\n<!-- /table -->" in experiments.PAGE.read_text(
-        encoding="utf-8"
-    )
+    page = experiments.PAGE.read_text(encoding="utf-8")
+    assert f"<!-- table -->\n{experiments.page_table()}\n<!-- /table -->" in page
     rows = pd.read_csv(experiments.TABLE, dtype={"commit": str}).set_index("experiment", drop=False)
     assert rows.index.is_unique
     for row in rows.itertuples():
