@@ -214,7 +214,7 @@ def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
 
 def _print_sizes(jobs: Jobs, out: Path) -> None:
     table = pd.DataFrame({"images": 1, "fetched": [int(path.exists()) for _, path in jobs]})
-    table["MB to fetch"] = [original.size / 1e6 for original, _ in jobs] * (1 - table["fetched"])
+    table["MB to fetch"] = np.where(table["fetched"], 0, [original.size / 1e6 for original, _ in jobs])
     table.index = [path.parent.relative_to(out).as_posix().removeprefix(".incoming/") for _, path in jobs]
     table = table.groupby(level=0).sum()
     table.loc["all"] = table.sum()

@@ -9,7 +9,7 @@ with a regular pigment network. A seborrheic keratosis has a sharp edge, a waxy 
 openings. Signs vary in strength, and some images borrow those of another class, so the classes overlap. Light, skin,
 hairs, ruler marks, gel bubbles and dark corners do not depend on the class.
 
-These are drawings. What a network learns from them says nothing about skin.
+These are drawings: what a network trained on them predicts says nothing about skin.
 """
 
 from __future__ import annotations
