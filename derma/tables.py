@@ -301,7 +301,7 @@ def write_predictions(
             truth = None
         elif own:
             truth_file.unlink()
-        elif truth is not None:
+        elif truth is not None or set(old.index) != set(keys):
             raise TableError(f"{truth_file}: not the truth of these images; give --out a folder of its own.")
     for file, table in ((truth_file, truth), (held_out_file, held_out), (out, predictions)):
         if table is not None:
