@@ -108,9 +108,9 @@ def predictions(name: str) -> pd.DataFrame:
     return pd.concat([truth, *(each.values.add_prefix(f"{k}/") for k, each in enumerate(held_out))], axis=1)
 
 
-def areas(joined: pd.DataFrame, prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
+def areas(joined: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the AUCs of every seed, (seeds, 3), and those of resampled images, (resamples, seeds, 3)."""
-    columns = sorted(c for c in joined if "task_" in c and c.startswith(prefix) and (prefix or c[0].isdigit()))
+    columns = sorted(column for column in joined if "task_" in column)
     values = np.array([roc_auc_score(joined[f"true_{column[-1]}"], joined[column]) for column in columns])
     pairs = values.reshape(1, -1, 2), scoring.bootstrap_areas(joined, columns).reshape(scoring.RESAMPLES, -1, 2)
     values, resampled = (np.concatenate([each, each.mean(-1, keepdims=True)], axis=-1) for each in pairs)
@@ -122,10 +122,10 @@ def difference(first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
 
     With three seeds the interval knows little of how seeds differ, and with one nothing: it is rather too narrow.
     """
-    both = predictions(first).join(predictions(second).filter(like="task_").add_prefix("other "), how="inner")
-    rng = np.random.default_rng(0)
-    found, resampled = [], []
-    for values, drawn in (areas(both), areas(both, "other ")):
+    tables = predictions(first), predictions(second)
+    common = tables[0].index.intersection(tables[1].index)  # in one order, so both are resampled alike
+    rng, found, resampled = np.random.default_rng(0), [], []
+    for values, drawn in (areas(table.loc[common]) for table in tables):
         seeds = rng.integers(len(values), size=(len(drawn), len(values), 1))
         found.append(values.mean(0))
         resampled.append(np.take_along_axis(drawn, seeds, axis=1).mean(1))

@@ -205,8 +205,8 @@ class LesionData:
     def counts(self) -> pd.DataFrame:
         """Images for each split (row) and class (column), with totals."""
         table = pd.crosstab(self.images["split"], self.images["target"])
-        table = table.reindex([*SPLITS, *(["extra"] if "extra" in table.index else [])])
-        table = table.reindex(columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
+        splits = [*SPLITS, "extra"] if "extra" in table.index else SPLITS
+        table = table.reindex(index=splits, columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
         table = table.rename_axis(None).assign(all=table.sum(axis=1))
         table.loc["all"] = table.sum()
         return table

@@ -33,10 +33,8 @@ def test_the_environment_replaces_the_recipe_and_that_the_defaults(monkeypatch):
     assert read_settings(Settings, RECIPES).epochs == 9
     monkeypatch.setenv("DERMA_DATA", "elsewhere/isic2017/")
     assert dict(read_settings(Settings, RECIPES)) == {
-        "data": Path("elsewhere/isic2017"),
-        "epochs": 9,
-        "model": "resnet50",
-    }
+        "data": Path("elsewhere/isic2017"), "epochs": 9, "model": "resnet50"
+    }  # fmt: skip
     monkeypatch.setenv("DERMA_DATA", "mine")
     monkeypatch.delenv("DERMA_EPOCHS")
     assert read_settings(Settings, RECIPES).epochs == 8
@@ -46,7 +44,6 @@ def test_the_environment_replaces_the_recipe_and_that_the_defaults(monkeypatch):
     ("name", "value", "sentence"),
     [
         ("DERMA_EPOCH", "3", "DERMA_EPOCH is not a setting; did you mean DERMA_EPOCHS?"),
-        ("DERMA_EPOCHS", "0", "DERMA_EPOCHS is '0': input should be greater than or equal to 1."),
         ("DERMA_EPOCHS", "few", "DERMA_EPOCHS is 'few': input should be a valid integer"),
     ],
 )
