@@ -15,6 +15,10 @@ from typing import NoReturn, TextIO
 from tqdm import tqdm
 
 
+class CommandError(Exception):
+    """A command cannot go on; the message is one sentence that says what to do."""
+
+
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose errors are one line: the usage is for ``--help``."""
 
@@ -81,19 +85,12 @@ def whole_number(least: int, most: int = 2**31):
 
 
 class _LogBar(tqdm):
-    """A progress bar that prints a whole line every 30 seconds, and none if all is done by then."""
-
-    def __init__(self, *arguments, **options):
-        # miniters: look at the clock after each item. The file only takes what tqdm erases lines with.
-        super().__init__(*arguments, **options, file=io.StringIO(), mininterval=30, miniters=1, delay=30)
+    """A progress bar that prints whole lines."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if msg is None:
             print(self, flush=True)
         return True
-
-    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        super().set_postfix_str(s, refresh=False)  # printed with the next line
 
 
 def progress(iterable: Iterable | None = None, **options) -> tqdm:
@@ -105,4 +102,6 @@ def progress(iterable: Iterable | None = None, **options) -> tqdm:
     """
     if sys.stdout.isatty() or "ipykernel" in sys.modules:
         return tqdm(iterable, leave=False, file=sys.stdout, **options)
-    return _LogBar(iterable, leave=False, **options)
+    # miniters: look at the clock after each item. The file only takes what tqdm erases lines with.
+    log = {"file": io.StringIO(), "mininterval": 30, "miniters": 1, "delay": 30}
+    return _LogBar(iterable, leave=False, **log, **options)

@@ -27,12 +27,12 @@ from pydantic import BaseModel, Field, HttpUrl, JsonValue, NonNegativeInt, Valid
 
 from derma import shrink
 from derma.check import OFFICIAL
-from derma.commands import Parser, run_main, whole_number
+from derma.commands import CommandError, Parser, run_main, whole_number
 from derma.dataset import CLASSES, SPLITS, DatasetError, LesionData
 from derma.files import write_bytes, write_text
 from derma.leaks import training_leaks
-from derma.shrink import CannotWrite, Original, Reasons, shrink_originals, write_report, writing_into
-from derma.web import Unreachable, Web, public
+from derma.shrink import Original, Reasons, shrink_originals, write_report, writing_into
+from derma.web import Web, public
 
 ATTRIBUTION = """\
 Images: ISIC 2017, Skin Lesion Analysis Toward Melanoma Detection, part 3 (https://challenge.isic-archive.com/data/#2017),
@@ -103,7 +103,7 @@ def _read_truth(location: str, web: Web) -> tuple[bytes, dict[str, str]]:
         table = pd.read_csv(io.BytesIO(content)).set_index("image_id")
         numbers = np.select([table["melanoma"] == 1, table["seborrheic_keratosis"] == 1], [0, 2], default=1)
     except (KeyError, ValueError):
-        raise Unreachable(f"{location}: not a ground truth of the challenge; check the address.") from None
+        raise CommandError(f"{location}: not a ground truth of the challenge; check the address.") from None
     return content, {name: CLASSES[number] for name, number in zip(table.index, numbers, strict=True)}
 
 
@@ -123,7 +123,7 @@ def plan(source: str, address: str, out: Path, web: Web) -> tuple[Jobs, dict[str
                 jobs.append((original._replace(name=f"{file}/{original.name}"), target))
                 found.add(path.stem)
         if not found:
-            raise Unreachable(f"{address}/{file}: it holds none of the images; check the address.")
+            raise CommandError(f"{address}/{file}: it holds none of the images; check the address.")
         missing += [(f"{file}/{stem}.jpg", "not in the zip") for stem in sorted(set(classes or ()) - found)]
     return jobs, truths, missing
 
@@ -141,7 +141,7 @@ def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.Da
             try:
                 page = Page.model_validate_json(web.get(url))
             except ValidationError:
-                raise Unreachable(f"{public(url)}: not an answer of the ISIC Archive; check the address.") from None
+                raise CommandError(f"{public(url)}: not an answer of the ISIC Archive; check the address.") from None
             for record in page.results:
                 if not isinstance(record, Record):
                     name = record.get("isic_id") if isinstance(record, dict) else record
@@ -154,7 +154,7 @@ def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.Da
                     count += 1
             url = str(page.next or "")
     if wrong and not rows:
-        raise Unreachable(f"{api}: not the ISIC Archive, as all records are incomplete or wrong; check the address.")
+        raise CommandError(f"{api}: not the ISIC Archive, as all records are incomplete or wrong; check the address.")
     columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
     return pd.DataFrame(rows, columns=columns), wrong
 
@@ -250,7 +250,7 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
     """
     foreign = out.exists() and any(out.iterdir()) and not (out / "ATTRIBUTION.txt").exists()
     if foreign or (out / "train").exists():
-        raise CannotWrite(f"{out}: holds other files than extra training images; name a separate folder.")
+        raise CommandError(f"{out}: holds other files than extra training images; name a separate folder.")
     jobs, table, skipped = plan_extra(address, out, options.most, web)
     if options.dry_run:
         _print_sizes(jobs, out)

@@ -28,10 +28,10 @@ from filelock import FileLock
 from filelock import Timeout as LockTimeout
 from PIL import Image, ImageCms, ImageOps
 
-from derma.commands import Parser, progress, run_main, whole_number
+from derma.commands import CommandError, Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
 from derma.inputs import is_passed_over, walk, why_misread, why_no_lesion
-from derma.web import Refused, Unreachable, Web, Zip
+from derma.web import Refused, Web, Zip
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
@@ -39,10 +39,6 @@ SHORT_SIDE = 256
 # What a file system answers where one name does not fit: too long, in the place of a folder, not its encoding.
 NAME_ERRORS = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 Reasons = list[tuple[str, str]]  # names of images that could not be had, each with the reason
-
-
-class CannotWrite(Exception):
-    """A folder must not be written into; the message is one sentence that says what to do."""
 
 
 class Original(NamedTuple):
@@ -96,7 +92,7 @@ def shrink(content: bytes, short_side: int = SHORT_SIDE) -> Image.Image:
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process (else CannotWrite), and delete what a killed one left unfinished.
+    """Lock a folder for this process (else CommandError), and delete what a killed one left unfinished.
 
     The folder is made if missing. The lock is ``.<name>.lock`` in its parent folder.
     """
@@ -108,8 +104,7 @@ def writing_into(folder: Path) -> Iterator[None]:
                     unfinished.unlink()
             yield
     except LockTimeout:
-        message = f"{folder}: another process is writing into it; wait for it, or name another folder."
-        raise CannotWrite(message) from None
+        raise CommandError(f"{folder}: another process is writing into it; wait, or name another folder.") from None
 
 
 def _why_unread(member: zipfile.ZipInfo) -> str | None:
@@ -136,7 +131,7 @@ def find_originals(location: str | Path, web: Web | None = None) -> list[Origina
     Names have slashes, also those that a zip made on Windows has with backslashes.
 
     Raises:
-        Unreachable, Refused, OSError: there is no such folder or zip.
+        CommandError, Refused, OSError: there is no such folder or zip.
     """
     root = Path(location)
     if root.is_dir():
@@ -227,12 +222,12 @@ def shrink_all(originals: Path, out: Path, short_side: int) -> str:
     there is none in the end.
 
     Raises:
-        Unreachable, OSError: there are no such originals.
-        CannotWrite: another process writes into ``out``, or one of the two folders lies in the other.
+        OSError, CommandError: there are no such originals, another process writes into ``out``, or one of the two
+            folders lies in the other.
     """
     inner, outer = originals.resolve(), out.resolve()
     if originals.is_dir() and (inner.is_relative_to(outer) or outer.is_relative_to(inner)):
-        raise CannotWrite(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
+        raise CommandError(f"{out}: it and {originals} lie one inside the other; name a separate folder.")
     jobs = [(each, (out / each.name).with_suffix(".jpg")) for each in find_originals(originals)]
     with writing_into(out):
         refused = shrink_originals(jobs, short_side, os.cpu_count())
@@ -244,12 +239,12 @@ def shrink_all(originals: Path, out: Path, short_side: int) -> str:
     return "" if count else f"{originals}: no image in there could be read; name a folder or zip of images."
 
 
-def run_command(action: Callable[[], str], out: Path, problems: type[Exception] = Unreachable) -> int:
+def run_command(action: Callable[[], str], out: Path, *problems: type[Exception]) -> int:
     """Run what a command does, and return its exit code: 2 if it failed or returns a message, which is printed."""
     kept = 0
     try:
         message = action()
-    except (KeyboardInterrupt, OSError, Unreachable, Refused, CannotWrite, problems) as error:
+    except (KeyboardInterrupt, OSError, CommandError, Refused, *problems) as error:
         message = str(error)
         if isinstance(error, KeyboardInterrupt):
             message = "Interrupted; run the same command to continue."

@@ -24,14 +24,12 @@ from pathlib import Path
 import httpx
 from tqdm import tqdm
 
+from derma.commands import CommandError
+
 TEMPORARY = {408, 429, 500, 502, 503, 504}
 LONGEST_PAUSE = 60.0  # seconds, whatever a server's Retry-After says
 READS = 3  # of a zip's member, before it is given up as damaged
 NOTE_SECONDS = 30  # how often repeated requests are mentioned
-
-
-class Unreachable(Exception):
-    """A server does not give what is needed; the message is one sentence that says what to do."""
 
 
 class Refused(Exception):
@@ -64,12 +62,12 @@ class Web:
                 headers={"User-Agent": f"derma httpx/{httpx.__version__}", "Accept-Encoding": "identity"},
             )
         except (ImportError, ValueError, httpx.InvalidURL):  # their messages may hold its password
-            raise Unreachable("HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: not like http://host:port; correct it.") from None
+            raise CommandError("HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: not like http://host:port; correct it.") from None
 
     def log_in(self, address: str) -> str:
         """Return an address without user, password and query, with which requests below it are sent; or a folder.
 
-        Unreachable if it is neither.
+        CommandError if it is neither.
         """
         if os.path.isdir(address):  # noqa: PTH112 - Path.is_dir raises where an address is too long for a name
             return address
@@ -81,7 +79,7 @@ class Web:
                 self._address = public(address).rstrip("/")
                 return self._address
         shown = "--address" if set("@?") & set(address) else address
-        raise Unreachable(
+        raise CommandError(
             f"{shown}: neither a folder nor a web address; check it (in a password, @ is %40 and / is %2F)."
         )
 
@@ -90,7 +88,7 @@ class Web:
 
         Raises:
             Refused: the server does not have the file.
-            Unreachable: no try succeeded.
+            CommandError: no try succeeded.
         """
         return self._request(url, start, stop)[0]
 
@@ -119,7 +117,7 @@ class Web:
                 tqdm.write(f"{shown}: {problem}; trying again.")
             if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_PAUSE)):
                 break
-        raise Unreachable(
+        raise CommandError(
             f"{shown}: no usable answer (tries: {attempt + 1}; the last: {problem}); check the connection and run the "
             "same command again."
         )
@@ -131,7 +129,7 @@ def _read_answer(shown: str, response: httpx.Response, start: int, stop: int | N
         raise Refused(f"{shown}: the server says {response.status_code} {response.reason_phrase}; check the address.")
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if span is None and stop is not None:
-        raise Unreachable(
+        raise CommandError(
             f"{shown}: this server sends whole files only, no parts of them (HTTP ranges); download the archives some "
             "other way and name their folder with --address."
         )
@@ -188,7 +186,7 @@ class _Directory:
 class Zip:
     """A zip at a path, or at a URL of a ``web``, from which several threads read members at the same time.
 
-    ``members`` lists them as ``zipfile.ZipInfo``. Unreachable or OSError if it is no zip or missing.
+    ``members`` lists them as ``zipfile.ZipInfo``. CommandError or OSError if it is no zip or missing.
     """
 
     def __init__(self, location: str | Path, web: Web | None = None):
@@ -201,10 +199,10 @@ class Zip:
                 starts = sorted(member.header_offset for member in archive.infolist())
                 self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
         except zipfile.BadZipFile as error:
-            raise Unreachable(f"{location}: not a zip ({error}); check the name.") from None
+            raise CommandError(f"{location}: not a zip ({error}); check the name.") from None
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
-        """Return a member, unpacked; Refused if it is not what the directory says, Unreachable if it does not come."""
+        """Return a member, unpacked; Refused if it is not what the directory says, CommandError if it does not come."""
         start, stop = member.header_offset, self._stops[member.header_offset]
         for _ in range(READS):
             content = self._read_part(start, stop)

@@ -80,7 +80,7 @@ def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):
     with progress(total=100, unit="B") as bar:
         for number in range(9):
             seconds[0] += 10
-            bar.set_postfix_str(f"file {number}")
+            bar.set_postfix_str(f"file {number}", refresh=False)
             bar.update(10)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and "30/100" in lines[0] and "file 2" in lines[0]
