@@ -7,10 +7,9 @@ import experiments
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, leave_held_out
 
 from derma import scoring, tables
-from derma.dataset import CLASSES
 from derma.settings import settings_in
 
 
@@ -59,14 +58,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def leave(name, strength, first_seed=0):
-    """Write what an experiment's runs leave: predictions that are the better the greater the strength."""
-    targets = np.repeat([0, 1, 2], [40, 120, 30])
-    ids = [f"data/isic2017/train/{CLASSES[k]}/{i}.jpg" for i, k in enumerate(targets)]
+    """Write what an experiment's runs leave."""
     for seed, run in enumerate(experiments.folders_of(name), first_seed):
-        run.mkdir(parents=True)
-        logits = strength * np.eye(3)[targets] + np.random.default_rng(seed).normal(size=(len(targets), 3))
-        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        tables.write_table(tables.tables_from_probabilities(ids, targets, probabilities)[0], run / "held_out.csv")
+        leave_held_out(run, seed, strength, (40, 120, 30))
         record = {"command": experiments.command(name), "commit": "1234567", "date": "2026-01-01", "minutes": 1.0}
         (run / "experiment.json").write_text(json.dumps(record))
 

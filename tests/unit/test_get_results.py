@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, leave_held_out
 
 import get_results
-from derma.dataset import CLASSES
 from derma.tables import read_table
 
 TRUTH = "Id,task_1,task_2\na.jpg,1,0\nb.jpg,0,1\nc.jpg,0,0\nd.jpg,1,0\ne.jpg,0,1\n"
@@ -35,10 +34,8 @@ def score(tmp_path, monkeypatch, capsys):
 
 def run_with_held_out(name, results, seed):
     """Make a run's folder, with 60 out-of-fold predictions."""
-    Path(name).mkdir()
-    drawn = [(k, *np.random.default_rng((seed, k)).dirichlet(1 + 3 * np.eye(3)[k % 3])) for k in range(60)]
-    held_out = "".join(f"data/x/train/{CLASSES[k % 3]}/h{k}.jpg,{first},{third}\n" for k, first, _, third in drawn)
-    for file, text in (("ground_truth", TRUTH), ("results", results), ("held_out", held_out)):
+    leave_held_out(Path(name), seed)
+    for file, text in (("ground_truth", TRUTH), ("results", results)):
         Path(name, f"{file}.csv").write_text(text)
     return Path(name, "results.csv")
 

@@ -4,41 +4,34 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, leave_held_out
 from PIL import Image
 
 import get_results
 from derma import predict
 from derma.classifier import Classifier
-from derma.dataset import CLASSES, LesionData
+from derma.dataset import CLASSES
 from derma.files import write_json
 from derma.predict import TrainedRun, find_images
 from derma.states import save_state
-from derma.tables import tables_from_probabilities, write_table
 
 
 @pytest.fixture(scope="module")
-def runs(drawn, tmp_path_factory):
+def runs(tmp_path_factory):
     """Two runs as the notebook leaves them, of two random networks each."""
-    held_out, folders = LesionData(drawn).split("train", "valid"), []
-    for seed in (0, 1):
+    settings = {"model": "test_resnet", "frozen": False, "precision": "no", "folds": 2, "tta": True, "batch_size": 4}
+    chosen = {"threshold": 0.3, "calibrator": {"temperature": 0.5, "offsets": [0.1, -0.1, 0.0]}, "test_size": 40}
+    folders = [tmp_path_factory.mktemp("run") for _ in range(2)]
+    for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
-        folder, settings = tmp_path_factory.mktemp("run"), {"model": "test_resnet", "frozen": False, "precision": "no"}
         for fold in range(2):
             network = Classifier("test_resnet", "none", frozen=False).state_dict()
             save_state({"network": network, "settings": settings}, folder / f"fold-{fold}.safetensors")
-        chosen = {"threshold": 0.3, "calibrator": {"temperature": 0.5, "offsets": [0.1, -0.1, 0.0]}, "test_size": 40}
-        settings |= {"folds": 2, "tta": True, "batch_size": 4}
-        write_json(chosen | {"settings": settings, "commit": None}, folder / "metrics.json")
-        probabilities = np.random.default_rng(seed).dirichlet((1, 1, 1), len(held_out))
-        write_table(
-            tables_from_probabilities(held_out["id"], held_out["target"], probabilities)[0], folder / "held_out.csv"
-        )
-        folders.append(folder)
+        write_json(chosen | {"settings": settings}, folder / "metrics.json")
+        leave_held_out(folder, seed)
     return folders
 
 
