@@ -140,7 +140,7 @@ def _write(content: nbformat.NotebookNode, file: Path) -> None:
     write_text(nbformat.writes(content) + "\n", file)
 
 
-def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
+def execute(notebook: Path, output: Path) -> None:
     """Execute a notebook in its own folder and write ``output``, which may be the same file, all or nothing.
 
     Raises:
@@ -150,7 +150,6 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike) -> None:
         RuntimeError: the kernel did not start.
         ValueError, AttributeError: ``notebook`` is not a notebook.
     """
-    notebook, output = Path(notebook), Path(output)
     for name, value in FOR_CPUS.items():
         os.environ.setdefault(name, value)
     content = nbformat.read(notebook, as_version=4)

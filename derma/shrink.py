@@ -240,7 +240,7 @@ def shrink_all(originals: Path, out: Path, short_side: int) -> str:
 
 
 def run_command(action: Callable[[], str], out: Path, *problems: type[Exception]) -> int:
-    """Run what a command does, and return its exit code: 2 if it failed or returns a message, which is printed."""
+    """Run what a command does and print its message; returns the exit code, 2 if it failed or has a message."""
     kept = 0
     try:
         message = action()

@@ -150,11 +150,8 @@ def test_wrong_files_addresses_and_folders(server, files, capsys, tmp_path):
     ):
         server.files = files | {path: content}
         assert says in fails(capsys, server, out)
-    for address, says in (
-        ("nowhere", "nowhere: neither a folder"),
-        ("http://127.0.0.1:9", "refused"),
-        ("http://[::1", "nor a web"),
-    ):
+    wrong = {"nowhere": "nowhere: neither a folder", "http://127.0.0.1:9": "refused", "http://[::1": "nor a web"}
+    for address, says in wrong.items():
         assert says in fails(capsys, server, out, "--address", address)
     assert not out.exists()  # an empty folder would be taken for a data folder
     server.files = files | {TRUTH: files[TRUTH] + b"\nISIC_9,0,0"}
