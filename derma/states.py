@@ -32,7 +32,7 @@ def deserialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
     """Undo :func:`serialise`."""
     if not isinstance(value, dict):
         return value
-    (kind, content), *_ = value.items()
+    ((kind, content),) = value.items()
     if kind == "dict":
         return {deserialise(key, tensors): deserialise(each, tensors) for key, each in content}
     if kind in ("list", "tuple"):
@@ -72,4 +72,4 @@ def load_state(file: Path) -> dict:
             raise ValueError("its contents have changed")
         return deserialise(json.loads(metadata["about"]), tensors)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{file}: damaged ({error}).") from None
+        raise ValueError(f"{file}: missing or damaged ({error}).") from None

@@ -120,7 +120,7 @@ def test_equal_names_in_two_folders_are_two_images(run, drawn):
     ("damage", "words"),
     [
         (lambda run: (run / "metrics.json").unlink(), "no metrics.json, so it is no run, or one that is being trained"),
-        (lambda run: (run / "fold-1.safetensors").unlink(), "fold-1.safetensors: damaged"),
+        (lambda run: (run / "fold-1.safetensors").unlink(), "fold-1.safetensors: missing or damaged"),
         (lambda run: (run / "held_out.csv").unlink(), "held_out.csv: no such file"),
         (lambda run: (run / "metrics.json").write_text('{"settings": {}}'), "of another version or damaged"),
         (lambda run: save_state({"network": {}, "settings": {"model": "gone", "frozen": False}},

@@ -13,5 +13,5 @@ def test_states_survive_their_file(tmp_path):
     assert deserialise(serialise({"x": ()}, {}), {}) == {"x": ()}
     with pytest.raises(TypeError, match="cannot hold a set"):
         serialise({"x": {1}}, {})
-    with pytest.raises(ValueError, match=r"missing.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"missing.safetensors: missing or damaged"):
         load_state(tmp_path / "missing.safetensors")
