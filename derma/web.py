@@ -148,13 +148,15 @@ def _with_readable_names(content: bytes) -> bytes:
 
     zipfile would refuse the whole zip. Bit 15, which no zip uses, marks these names: they are refused one by one.
     """
-    changed = bytearray(content)
-    for entry in re.finditer(b"PK\1\2", content):
-        name, flags = entry.start() + 46, entry.start() + 9  # the upper byte of the flags
+    changed, entry = bytearray(content), 0
+    while content.startswith(b"PK\1\2", entry) and len(content) >= entry + 46:
+        lengths = struct.unpack_from("<HHH", content, entry + 28)
         try:
-            content[name : name + int.from_bytes(content[name - 18 : name - 16], "little")].decode()
+            content[entry + 46 : entry + 46 + lengths[0]].decode()
         except UnicodeDecodeError:
-            changed[flags] = changed[flags] & ~8 | (changed[flags] & 8) << 4
+            flags = changed[entry + 9]  # bits 8 to 15
+            changed[entry + 9] = flags & ~8 | (flags & 8) << 4
+        entry += 46 + sum(lengths)
     return bytes(changed)
 
 
