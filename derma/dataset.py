@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
@@ -194,12 +194,12 @@ class LesionData:
         seen: dict[tuple[str, str], str] = {}  # predictions and truth are joined on the name
         for path, split in zip(self.images["path"], self.images["split"]):
             name = Path(path).stem
-            if split != "extra" and (split, name) in seen:
+            if split == "extra":
+                if other := seen.get(("valid", name)) or seen.get(("test", name)):
+                    raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
+            elif (split, name) in seen:
                 raise DatasetError(f"{self.root / split}: two images are named '{name}'; give each a name of its own.")
             seen[split, name] = path
-            other = seen.get(("valid", name), seen.get(("test", name)))
-            if split == "extra" and other is not None:
-                raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
 
     @property
     def counts(self) -> pd.DataFrame:
@@ -324,11 +324,6 @@ class EpochOrder(Sampler):
         yield from (epoch * self.length + order).tolist()
 
 
-def _keep_batch(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Collate what is a batch already."""
-    return batch
-
-
 def _lower_priority(worker: int) -> None:
     """Give a worker process less priority, lest it delays the network's threads, which wait for each other at every
     layer. Not the least: next to other programs it would starve, and the network with it."""
@@ -359,7 +354,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=EpochOrder(len(dataset), seed) if shuffle else None,
         drop_last=shuffle,
-        collate_fn=_keep_batch if whole else None,
+        collate_fn=default_convert if whole else None,  # leaves a batch as it is
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
