@@ -98,9 +98,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         options.truth = own if own.exists() else Path("ground_truth.csv")
     options.held_out, options.warnings = ([], []) if options.scores else held_out_files(options.predictions)
     read = [*options.predictions, *options.held_out, options.truth, options.compare or options.truth]
-    written = [options.out, options.out.with_name("held_out.csv")] if options.out else []
-    for file in written[: 2 if options.held_out else 1]:
-        if file.resolve() in map(Path.resolve, read):
+    for name in (options.out.name, "held_out.csv") if options.out else ():
+        if (file := options.out.with_name(name)).resolve() in map(Path.resolve, read):
             parser.error(f"--out {options.out} would overwrite {file}, which is read; name a file in another folder")
     return options
 
