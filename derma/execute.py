@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import zmq
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from traitlets.config import Config
@@ -42,14 +42,6 @@ FOR_CPUS = {
 KEEP_ALL = f"""(lambda thread: thread.schedule(lambda: thread.socket.setsockopt({zmq.SNDHWM:d}, 0)))(
     get_ipython().kernel.iopub_thread)"""
 BAR_SECONDS = 55  # a log that has said nothing for this long gets a progress bar's state
-
-
-class ThisPython(KernelSpecManager):
-    """Starts kernels with the Python that runs this command: an installed kernelspec may name one that is gone."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, language="python")
 
 
 class TalkingClient(NotebookClient):
@@ -73,7 +65,8 @@ class TalkingClient(NotebookClient):
         # Sockets in a private folder instead of TCP: nobody else can listen, and Jupyter does not warn.
         ipc = {"transport": "ipc", "ip": str(folder / "kernel")} if os.name == "posix" else {}
         config = Config({"KernelManager": ipc | {"connection_file": str(folder / "kernel.json")}})
-        self.km = AsyncKernelManager(kernel_spec_manager=ThisPython(), config=config)
+        # An installed kernelspec may name a Python that is gone; without any, the kernel's is the one that runs this.
+        self.km = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), config=config)
         try:
             with (folder / "log").open("wb") as log:
                 await self.async_start_new_kernel(stdout=log, stderr=log)
@@ -147,7 +140,7 @@ def execute(notebook: Path, output: Path) -> None:
         CellExecutionError, DeadKernelError: a cell failed, or the kernel died; see ``output``'s ``*.failed.ipynb``.
         KeyboardInterrupt: SIGINT or SIGTERM, its argument, ended the run; see there too.
         OSError: ``notebook`` cannot be read, or ``output`` not be written.
-        RuntimeError: the kernel did not start.
+        RuntimeError, NoSuchKernel: the kernel did not start.
         ValueError, AttributeError: ``notebook`` is not a notebook.
     """
     for name, value in FOR_CPUS.items():
@@ -203,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         code, problem = 128 + number, f"stopped by {number.name}."
     except DeadKernelError:
         problem = "the kernel died, perhaps because memory ran out; try smaller batches or images."
-    except RuntimeError as error:
+    except (RuntimeError, NoSuchKernel) as error:
         problem = f"the kernel did not start: {error}; try '{sys.executable} -m ipykernel --version' in its folder."
     except (ValueError, AttributeError, nbformat.ValidationError):  # NotJSONError among them
         problem = "not a notebook; name an .ipynb file."
