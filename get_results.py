@@ -149,19 +149,6 @@ def load(options: argparse.Namespace) -> Loaded:
     return loaded
 
 
-def write_mean(loaded: Loaded, out: Path) -> None:
-    """Write an ensemble's predictions, and in their folder what is held out and the truth; replace only its own files.
-
-    Raises:
-        TableError: that folder holds another truth, or out-of-fold predictions that are not an earlier ensemble's.
-    """
-    truth = out.with_name("ground_truth.csv")
-    if truth.exists() and not read_table(truth, truth=True).values.equals(loaded.truth.values):
-        raise TableError(f"{truth}: not the truth of this ensemble; give --out a folder of its own.")
-    values = loaded.truth.values.astype(int).assign(Id=loaded.truth.identifiers)
-    write_predictions(out, loaded.joined, values, loaded.held_out)
-
-
 def known(values: dict) -> list[tuple]:
     """Return the categories that are defined, each with its value."""
     return [(category, value) for category, value in values.items() if value is not None]
@@ -284,7 +271,8 @@ def run(options: argparse.Namespace) -> None:
     for warning in loaded.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     if options.out:
-        write_mean(loaded, options.out)
+        truth = loaded.truth.values.astype(int).assign(Id=loaded.truth.identifiers)
+        write_predictions(options.out, joined, truth, loaded.held_out)
     report = scoring.report(joined, options.threshold, options.resamples, options.seed)
     out_of_fold = None
     if loaded.held_out is not None:

@@ -236,15 +236,6 @@ def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path]
     return files, sum(part.loc[files].to_numpy() for part in parts) / len(parts), refused
 
 
-def _table(files: list[Path], probabilities: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return predictions and, if each file lies in a class folder, the truth, as ``get_results.py`` reads them."""
-    folders = [file.absolute().parent.name for file in files]
-    known = set(folders) <= set(CLASSES)
-    targets = np.array([CLASSES.index(name) if known else 0 for name in folders])
-    results, truth = tables_from_probabilities([file.as_posix() for file in files], targets, probabilities)
-    return results, truth if known else None
-
-
 def _print_table(files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray) -> None:
     names = ["".join(sign if sign.isprintable() else "?" for sign in str(file)) for file in files]
     table = pd.DataFrame(calibrated, names, LABELS).assign(**{"": np.where(suspicious, "suspicious", "")})
@@ -322,12 +313,15 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     if not read:
         raise RunError(f"{places[0]}: no image could be read.")
     calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
-    results, truth = _table(read, probabilities)
-    write_predictions(out, results, truth, held_out)
+    folders = [file.absolute().parent.name for file in read]
+    targets = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in folders])
+    results, truth = tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
+    sorted_by_class = bool((targets >= 0).all())
+    write_predictions(out, results, truth if sorted_by_class else None, held_out)
     if len(read) <= FEW:
         _print_table(read, calibrated, suspicious)
     print(f"{out}: {len(read):,} predictions, as predicted, before calibration.")
-    if truth is not None and truth["task_1"].nunique() == 2:
+    if sorted_by_class and truth["task_1"].nunique() == 2:
         print(f"To score them: python get_results.py {out}")
     if explain is not None:
         write_explanations(explain, runs[0], read, calibrated, suspicious)

@@ -285,24 +285,26 @@ def write_predictions(
 ) -> None:
     """Write predictions and, in their folder, ``ground_truth.csv`` and ``held_out.csv``; each as :func:`write_table`.
 
-    What an earlier call wrote, all three files, is replaced; its truth is deleted if there is no new one.
+    What an earlier call wrote for other images, all three files, is replaced; a truth of these images stays.
 
     Raises:
-        TableError: the folder holds a truth or a ``held_out.csv`` that does not belong to an earlier ``out``.
+        TableError: the folder holds a ``held_out.csv`` or a truth that is of neither these images nor an earlier call,
+            or another truth of these images.
     """
     truth_file, held_out_file = out.with_name("ground_truth.csv"), out.with_name("held_out.csv")
     if held_out_file.exists() and (held_out is None or not out.exists()):
         raise TableError(f"{held_out_file}: not of these predictions; give --out a folder of its own.")
     if truth_file.exists():
         old = read_table(truth_file, truth=True).values
-        own = held_out_file.exists() and set(read_table(out).values.index) == set(old.index)
         keys = _keys(predictions["Id"].astype(str).tolist())
-        if truth is not None and old.equals(truth.set_index(keys)[old.columns].astype(float)):
+        same = set(keys) == set(old.index)
+        if same and (truth is None or (truth[old.columns].set_axis(keys) == old.loc[keys]).all(axis=None)):
             truth = None
-        elif own:
+        elif not same and held_out_file.exists() and set(read_table(out).values.index) == set(old.index):
             truth_file.unlink()
-        elif truth is not None or set(old.index) != set(keys):
-            raise TableError(f"{truth_file}: not the truth of these images; give --out a folder of its own.")
+        else:
+            what = "not the truth of these images; delete it, or give --out a folder of its own"
+            raise TableError(f"{truth_file}: {what}.")
     for file, table in ((truth_file, truth), (held_out_file, held_out), (out, predictions)):
         if table is not None:
             write_table(table, file)

@@ -73,7 +73,7 @@ def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys
         shutil.copy(file, file.name)
     for place in ("mine", file.name):
         assert predict_images(run, place, "--out", "results.csv") == 2
-        assert "not the truth of these images; give --out a folder of its own" in capsys.readouterr().err
+        assert "not the truth of these images; delete it, or give --out a folder of its own" in capsys.readouterr().err
 
 
 def test_a_few_images_are_printed_with_calibrated_probabilities_and_the_threshold(run, drawn, capsys):
