@@ -65,6 +65,13 @@ def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys
         averaged, predicted = (pd.read_csv(f"{folder}/{name}") for folder in "cd")
         pd.testing.assert_frame_equal(averaged, predicted, check_exact=True)
 
+    # The truth of the same images stays, also if they come from no class folders.
+    Path("flat").mkdir()
+    for file in drawn.glob("test/*/*"):
+        shutil.copy(file, "flat")
+    assert predict_images(run, "flat") == 0
+    assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
+
     # Other images replace the first ones and their truth, but never another file's, such as the published one.
     shutil.copytree(drawn / "valid", "mine")
     assert predict_images(run, "mine") == 0
