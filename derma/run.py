@@ -88,7 +88,12 @@ def end_other_processes(accelerator: Accelerator) -> None:
 
 
 def cosine_with_warmup(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a schedule of all learning rates: they rise for ``warmup`` of the ``steps``, then follow a cosine to 0."""
+    """Return a schedule of all learning rates: they rise for ``warmup`` of the ``steps``, then follow a cosine to 0.
+
+    A ValueError if there are no steps.
+    """
+    if steps == 0:
+        raise ValueError("The training images do not fill one batch; set DERMA_BATCH_SIZE lower.")
 
     def factor(step: int) -> float:
         return min((step + 1) / warmup, (1 + math.cos(math.pi * step / steps)) / 2)
@@ -196,9 +201,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def progress(self, loader: Iterable, epoch: int) -> Iterator:
-        """Yield the batches of an epoch under a progress bar; a ValueError if there are none."""
-        if len(loader) == 0:
-            raise ValueError("The training images do not fill one batch; set DERMA_BATCH_SIZE lower.")
+        """Yield the batches of an epoch under a progress bar."""
         loader.set_epoch(epoch - 1)
         for batch in progress(loader, desc=f"epoch {epoch}", unit="batch"):
             self._seen += len(batch[0]) * self.accelerator.num_processes

@@ -195,7 +195,7 @@ def test_leaks_are_removed(run, data_folder):
     assert "Removed, since they show a photograph of another split: 1 images." in text
 
 
-def test_the_data_set_is_mapped_and_a_killed_autoencoder_resumes(run):
+def test_the_data_set_is_mapped_and_a_killed_autoencoder_resumes(run, drawn):
     settings = {"notebook": STRUCTURE, "epochs": 4, "classifier": "run"}
     run("mapped")  # leaves a classifier in run
     root, text, _ = run("mapped", **settings)
@@ -207,6 +207,12 @@ def test_the_data_set_is_mapped_and_a_killed_autoencoder_resumes(run):
     assert set(metrics["separation"]) == {"principal components", "autoencoder", "trained"}
     assert metrics["test"]["autoencoder"]["MSE"] < 1.2 * metrics["test"]["12 components"]["MSE"]
     shutil.rmtree(folder)
+    for name in ("melanoma", "nevus"):  # another clinic's images: no splits, and no keratosis
+        for file in drawn.glob(f"*/{name}/*"):
+            (root / "clinic" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, root / "clinic" / name)
+    run("mapped", data="clinic", **settings | {"epochs": 1})
+    assert "clinic" in (root / "models" / "clinic-autoencoder" / "explorer.html").read_text()
     run("mapped", kill_after=(2, 0), **settings)
     _, text, _ = run("mapped", **settings)
     assert "autoencoder: resumed after epoch" in text

@@ -41,7 +41,7 @@ def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, about=None
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     loader = make_loader(Images(), 4, shuffle=True, seed=0)
     network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
-    scheduler = cosine_with_warmup(optimizer, warmup=2, steps=epochs * 2)
+    scheduler = cosine_with_warmup(optimizer, warmup=2, steps=epochs * len(loader))
     run = Run(folder, "fold-0", settings, accelerator, network=network, optimizer=optimizer, scheduler=scheduler,
               about=about, resume=resume)  # fmt: skip
     for epoch in run.remaining(epochs):
