@@ -100,7 +100,7 @@ def progress(iterable: Iterable | None = None, **options) -> tqdm:
         iterable: what to go through, an item of which should take less than 30 seconds; without it call ``update(n)``.
         options: ``total``, ``desc`` and ``unit``, as tqdm's.
     """
-    if sys.stdout.isatty() or "ipykernel" in sys.modules:
+    if sys.stdout.isatty() or "ipykernel.kernelapp" in sys.modules:
         return tqdm(iterable, leave=False, file=sys.stdout, **options)
     # miniters: look at the clock after each item. The file only takes what tqdm erases lines with.
     log = {"file": io.StringIO(), "mininterval": 30, "miniters": 1, "delay": 30}

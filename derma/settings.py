@@ -45,7 +45,7 @@ def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> Bas
         SettingsError: a value is wrong, or the environment holds a ``DERMA_`` name that neither this notebook nor
             another one in the repository knows (`make run` hands the same environment to both).
     """
-    if "ipykernel" in sys.modules:
+    if "ipykernel.kernelapp" in sys.modules:
         os.chdir(ROOT)  # relative folders are the repository's
     own = set(settings.model_fields)
     variables = {name.upper() for name, value in os.environ.items() if value}

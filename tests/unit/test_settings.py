@@ -56,6 +56,6 @@ def test_a_wrong_setting_is_one_sentence(monkeypatch, name, value, sentence):
 
 def test_in_jupyter_relative_folders_are_the_repositorys(monkeypatch, tmp_path):
     monkeypatch.chdir("/")
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", sys)
     read_settings(Settings, RECIPES)
     assert Path.cwd() == tmp_path  # which stands for the repository here
