@@ -50,7 +50,7 @@ def start(seed: int, precision: str) -> Accelerator:
         seed: of all random numbers.
         precision: ``"no"``, ``"bf16"``, ``"fp16"``, or ``"auto"`` for :func:`best_precision`.
     """
-    if "ipykernel.kernelapp" not in sys.modules:  # in a terminal figures go to files alone, and no window holds the run up
+    if "ipykernel.kernelapp" not in sys.modules:  # figures go to files alone: no window holds the run up
         matplotlib.use("agg")
     seed_everything(seed)
     accelerator = Accelerator(

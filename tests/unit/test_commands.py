@@ -67,7 +67,7 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):
     seconds = [1000.0]
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delitem(sys.modules, "ipykernel.kernelapp", raising=False)
     monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
     for _ in progress(range(100), desc="epoch 1"):
         seconds[0] += 7
@@ -87,5 +87,5 @@ def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):
 
 
 def test_a_kernel_gets_a_live_bar(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", sys)
     assert list(progress("ab")) == ["a", "b"] and capsys.readouterr().out.startswith("\r  0%")
