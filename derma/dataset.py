@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
+from derma.tables import name_of
 
 SPLITS = ("train", "valid", "test")
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
@@ -193,12 +194,14 @@ class LesionData:
         """Refuse names that occur twice in a split, and extra images with the name of one that is not trained on."""
         seen: dict[tuple[str, str], str] = {}  # predictions and truth are joined on the name
         for path, split in zip(self.images["path"], self.images["split"]):
-            name = Path(path).stem
+            name = name_of(path)
             if split == "extra":
                 if other := seen.get(("valid", name)) or seen.get(("test", name)):
                     raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
             elif (split, name) in seen:
-                raise DatasetError(f"{self.root / split}: two images are named '{name}'; give each a name of its own.")
+                raise DatasetError(
+                    f"{path}: has the name of {seen[split, name]}, but for case and extension; rename one of them."
+                )
             seen[split, name] = path
 
     @property

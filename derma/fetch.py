@@ -136,8 +136,9 @@ def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.Da
     rows, wrong, excluded = [], [], set(excluded)
     for label in CLASSES:
         query = urlencode({"query": f"{QUERIES[label]} AND image_type:dermoscopic", "limit": PAGE})
-        url, count = f"{api}/images/search/?{query}", 0
-        while url and count < most:
+        url, count, asked = f"{api}/images/search/?{query}", 0, set()
+        while url and url not in asked and count < most:
+            asked.add(url)
             try:
                 page = Page.model_validate_json(web.get(url))
             except ValidationError:

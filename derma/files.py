@@ -13,16 +13,23 @@ import pandas as pd
 from pydantic_core import to_jsonable_python
 
 
+def write_together(contents: dict[Path, bytes]) -> None:
+    """Write several files, none of them if one finds no room; their folders are made if they are missing."""
+    partial = {file.with_name(file.name + ".part"): file for file in contents}
+    try:
+        for part, file in partial.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(contents[file])
+        for part, file in partial.items():
+            os.replace(part, file)
+    finally:
+        for part in partial:
+            part.unlink(missing_ok=True)
+
+
 def write_bytes(content: bytes, file: str | os.PathLike) -> None:
     """Write a file in one step; its folder is made if it is missing."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_together({Path(file): content})
 
 
 def write_text(text: str, file: str | os.PathLike) -> None:

@@ -14,9 +14,12 @@ import html
 import json
 import os
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from hashlib import sha256
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -35,22 +38,28 @@ from derma.calibration import GOAL, Calibrator
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
-from derma.files import write_text
+from derma.files import as_json, write_text, write_together
 from derma.gradcam import grad_cam
 from derma.inputs import walk, why_no_file
 from derma.tables import (
+    CONTROL,
     TableError,
     average,
+    csv_of,
     join,
+    keys_of,
     output_file,
     read_table,
     tables_from_probabilities,
     truth_from_ids,
-    write_predictions,
-)  # fmt: skip
+)
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Refused = list[tuple[Path, str]]  # files, each with the reason
+LEGEND = (
+    "The probabilities are calibrated. Suspicious means that the uncalibrated probability of melanoma reaches the "
+    f"threshold that finds {GOAL:.0%} of the held-out melanomas."
+)
 FEW = 20  # images: their predictions are printed
 EXPLAINED = 320  # longer side of an explained image, in pixels
 PAGE = """<!DOCTYPE html>
@@ -65,7 +74,8 @@ PAGE = """<!DOCTYPE html>
 <p><b>{research}</b></p>
 <p>Left is the image; right, a Grad-CAM map of the first network. It is bright where the network's last feature map
 supports the named class, the most probable one. The map is coarse: it shows where the network looked, not what it saw.
-The probabilities are calibrated.</p>
+</p>
+<p>{legend}</p>
 <main>
 {entries}
 </main></html>
@@ -87,6 +97,7 @@ class TrainedRun:
     Attributes:
         size: side of the squares that the networks see, in pixels.
         networks: on the GPU if there is one.
+        commit: of the code that trained it.
         calibrator, threshold: chosen on the run's held-out images; the threshold applies to uncalibrated probabilities.
 
     Raises:
@@ -97,18 +108,19 @@ class TrainedRun:
         file = Path(folder, "metrics.json")
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
-            settings, self.size = about["settings"], int(about["test_size"])
-            self.tta, self.batch_size = settings["tta"], settings["batch_size"]
-            self.calibrator, self.threshold = Calibrator(**about["calibrator"]), about["threshold"]
+            settings, self.size, self.commit = about["settings"], int(about["test_size"]), about.get("commit")
+            self.tta, self.batch_size = settings["tta"], int(settings["batch_size"])
+            self.calibrator, self.threshold = Calibrator(**about["calibrator"]), float(about["threshold"])
             files = [file.with_name(f"fold-{k}.safetensors") for k in range(max(1, settings["folds"]))]
             self.precision = best_precision() if settings["precision"] == "auto" else settings["precision"]
         except OSError:
-            raise RunError(
-                f"{folder}: holds no metrics.json, so it is no run, or one that is being trained or was "
-                "interrupted; run its notebook to the end, or name another folder, models/<run>."
-            ) from None
+            what = "not a trained run; name one first, models/<run>, then images"
+            if _is_run(file.parent):
+                what = "a run that is being trained or was interrupted; run its notebook to the end"
+            raise RunError(f"{folder}: {what}.") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{file}: of another version or damaged ({error}); run the notebook again.") from None
+            what = f"not of a classifier, of another version, or damaged ({type(error).__name__}: {error})"
+            raise RunError(f"{file}: {what}; name another run, or run its notebook again.") from None
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         try:
             networks = map(load_classifier, files)
@@ -123,7 +135,10 @@ class TrainedRun:
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor) -> np.ndarray:
-        """Return class probabilities (N, 3) of images (N, 3, size, size), bytes: what ``results.csv`` holds."""
+        """Return class probabilities (N, 3) of images (N, 3, size, size), bytes: what ``results.csv`` holds.
+
+        In another batch, an image's probabilities may differ in the last of seven digits, as float32 rounds.
+        """
         images = images.to(self.device)
         with self.autocast():
             parts = [
@@ -188,28 +203,35 @@ def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
     """Return the images among files and folders, each folder's in the order of their paths, and what cannot be read.
 
     Raises:
-        RunError: a place does not exist, or is a folder without images.
+        RunError: a place does not exist, or is a folder without images; or two images have one name.
     """
-    found = []
+    found = {}
     for place in places:
         here = sorted(walk(place)) if place.is_dir() else [(place, why_no_file(place))]
         here = [(path, why) for path, why in here if why or path == place or path.suffix.lower() in ENDINGS]
         if not here or not place.exists():
             what = "holds no images" if place.exists() else "no such file or folder"
             raise RunError(f"{place}: {what}; name image files, or folders of them.")
-        found += here
-    found = list(dict.fromkeys(found))
-    return [path for path, why in found if not why], [(path, why) for path, why in found if why]
+        found |= {os.path.abspath(path): (path, why) for path, why in here}  # noqa: PTH100 - once for each spelling
+    strange = "a control character in its name, which no table can hold; rename it"
+    reasons = [(path, why or (strange if CONTROL.search(str(path)) else None)) for path, why in found.values()]
+    files = [path for path, why in reasons if not why]
+    keys = keys_of([file.as_posix() for file in files])
+    for file in [file for file, twice in zip(files, keys.duplicated()) if twice][:1]:
+        raise RunError(f"{file}: another image has this name, but for case and extension; rename one of them.")
+    return files, [(path, why) for path, why in reasons if why]
 
 
-def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame, float, Calibrator]:
+def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | None, float, Calibrator]:
     """Return runs, the mean of their held-out predictions, and the threshold and the calibration chosen on these.
 
     Raises:
         RunError: see :class:`TrainedRun`; or the runs hold out different images.
-        TableError: a ``held_out.csv`` is missing or damaged.
+        TableError: a ``held_out.csv`` is missing, of which a single run needs none, or damaged.
     """
     runs = [TrainedRun(folder) for folder in folders]
+    if len(runs) == 1 and not (folders[0] / "held_out.csv").exists():
+        return runs, None, runs[0].threshold, runs[0].calibrator
     tables = [read_table(folder / "held_out.csv") for folder in folders]
     for folder, table in zip(folders, tables, strict=True):
         if set(table.values.index) != set(tables[0].values.index):
@@ -239,10 +261,7 @@ def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path]
 def _print_table(files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray) -> None:
     names = ["".join(sign if sign.isprintable() else "?" for sign in str(file)) for file in files]
     table = pd.DataFrame(calibrated, names, LABELS).assign(**{"": np.where(suspicious, "suspicious", "")})
-    print(
-        f"{RESEARCH}\n\n{table.to_string(float_format='{:.3f}'.format)}\n\nThe probabilities are calibrated. "
-        f"Suspicious: melanoma, at the threshold that finds {GOAL:.0%} of the melanomas out of fold."
-    )
+    print(f"{RESEARCH}\n\n{table.to_string(float_format='{:.3f}'.format)}\n\n{LEGEND}\n")
 
 
 def write_explanations(
@@ -251,7 +270,6 @@ def write_explanations(
     """Write each image with its Grad-CAM map as ``<number>.png``, and ``index.html``, which shows them all."""
     from matplotlib import colormaps  # takes a while, and is not always needed
 
-    folder.mkdir(parents=True, exist_ok=True)
     entries, rows = [], list(zip(files, calibrated, suspicious, strict=True))
     for number, (file, row, marked) in enumerate(progress(rows, desc="explanations", unit="image"), start=1):
         image, heat, label = load_image(file, EXPLAINED), run.explain(file, row.argmax()), LABELS[row.argmax()]
@@ -267,17 +285,89 @@ def write_explanations(
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in zip(LABELS, row, strict=True))
         numbers += "; <b>suspicious</b>" if marked else ""
         entries.append(ENTRY.format(number=number, name=html.escape(str(file)), numbers=numbers, label=label))
-    write_text(PAGE.format(research=RESEARCH, entries="\n".join(entries)), folder / "index.html")
+    write_text(PAGE.format(research=RESEARCH, legend=LEGEND, entries="\n".join(entries)), folder / "index.html")
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "metrics.json").exists() or any(folder.glob("fold-*.safetensors"))
+    try:
+        return (folder / "metrics.json").exists() or any(folder.glob("fold-*.safetensors"))
+    except OSError:  # a path that is too long
+        return False
+
+
+def _claim(out: Path) -> dict[str, list[str]]:
+    """Return the hashes of what earlier calls wrote into the folder of ``out``, by file name.
+
+    Raises:
+        RunError: a file that would be replaced is not as such a call wrote it.
+        OSError: nothing can be written there.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):  # noticed now, not after an hour
+        record, written = out.with_suffix(".json"), {}
+    what = "not as derma.predict wrote it; give --out a folder of its own"
+    try:
+        if record.exists():
+            written = json.loads(record.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{record}: {what}.") from None
+    for file in (out, out.with_name("ground_truth.csv"), out.with_name("held_out.csv")):
+        if file.exists() and sha256(file.read_bytes()).hexdigest() not in written.get(file.name, []):
+            raise RunError(f"{file}: {what}.")
+    return written
+
+
+def _write(out: Path, tables: dict[str, pd.DataFrame | None], about: dict, written: dict[str, list[str]]) -> None:
+    """Write tables into the folder of ``out``, and a record of how they were made, which makes them replaceable."""
+    contents = {out.with_name(name): csv_of(table) for name, table in tables.items() if table is not None}
+    hashes = {file.name: [sha256(content).hexdigest()] for file, content in contents.items()}
+    # The record is written first, with the hashes of old and new: a killed call leaves nothing that is unknown.
+    about |= {"files": {name: hashes.get(name, []) + written.get(name, [])[:2] for name in hashes | written}}
+    write_together({out.with_suffix(".json"): json.dumps(as_json(about), indent=2).encode(), **contents})
+    for name in written.keys() - hashes.keys():  # an earlier call's truth, of other images
+        out.with_name(name).unlink(missing_ok=True)
+
+
+def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | None) -> None:
+    """Do what the command says; raises RunError, TableError or OSError."""
+    files, refused = find_images(places)
+    written = _claim(out)
+    if explain is not None:
+        explain.mkdir(parents=True, exist_ok=True)
+    runs, held_out, threshold, calibrator = load_runs(folders)
+    read, probabilities, unreadable = predict_files(runs, files)
+    refused += unreadable
+    for file, reason in refused[:FEW]:
+        print(f"{file}: {reason}", file=sys.stderr)
+    if not read:
+        raise RunError(f"{places[0]}: no image could be read; name other images.")
+    calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
+    labels = [file.absolute().parent.name for file in read]
+    targets = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in labels])
+    results, truth = tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
+    outside = [file for file, target in zip(read, targets) if target < 0]
+    tables = {"held_out.csv": held_out, "ground_truth.csv": None if outside else truth, out.name: results}
+    about = {"runs": folders, "commits": [run.commit for run in runs], "threshold": threshold}
+    about |= {"calibrator": asdict(calibrator), "images": len(read), "refused": refused}
+    _write(out, tables, about, written)
+    if len(read) <= FEW:
+        _print_table(read, calibrated, suspicious)
+    print(f"Predicted: {len(read):,}, written to {out} as they are before calibration.")
+    if refused:
+        print(f"Refused: {len(refused):,}, listed in {out.with_suffix('.json')}.", file=sys.stderr)
+    if not outside and truth[["task_1", "task_2"]].nunique().max() == 2:
+        print(f"To score them: python get_results.py {out}")
+    if outside and any(map(Path.is_dir, places)):
+        print(f"No truth is written: {outside[0]} is in none of the class folders {', '.join(CLASSES)}.")
+    if explain is not None:
+        write_explanations(explain, runs[0], read, calibrated, suspicious)
+        print(f"{explain / 'index.html'}: each image with its Grad-CAM map.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.predict``; returns the exit code, 2 if nothing was predicted."""
     parser = Parser(prog="python -m derma.predict", description="Apply trained runs to new images.")
-    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN... IMAGES...", help="runs, then files and folders")
+    parser.add_argument("paths", type=Path, nargs="+", metavar=("RUN", "IMAGES"), help="runs, then files and folders")
     default = "predictions/predictions.csv"
     parser.add_argument("--out", type=output_file, default=default, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write where the first network looked, as a page")
@@ -286,8 +376,8 @@ def main(arguments: list[str] | None = None) -> int:
     places = options.paths[len(folders) :]
     if not places:
         parser.error(f"name images after {folders[-1]}: files, folders, or a folder of class folders")
-    if _is_run(options.out.parent):
-        parser.error(f"--out {options.out} lies in a run's folder; name another one")
+    if _is_run(options.out.parent) or options.out.suffix != ".csv":
+        parser.error(f"--out {options.out} lies in a run's folder, or does not end in .csv; name another file")
     try:
         predict(folders, places, options.out, options.explain)
     except (RunError, TableError) as error:
@@ -297,35 +387,6 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         return 0
     return 2
-
-
-def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | None) -> None:
-    """Do what the command says; raises RunError, TableError or OSError, with nothing written."""
-    files, missing = find_images(places)
-    out.parent.mkdir(parents=True, exist_ok=True)  # noticed now, not after an hour
-    runs, held_out, threshold, calibrator = load_runs(folders)
-    read, probabilities, refused = predict_files(runs, files)
-    refused = missing + refused
-    for file, reason in refused[:FEW]:
-        print(f"{file}: {reason}", file=sys.stderr)
-    if refused:
-        print(f"Not predicted: {len(refused):,} files.", file=sys.stderr)
-    if not read:
-        raise RunError(f"{places[0]}: no image could be read.")
-    calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
-    folders = [file.absolute().parent.name for file in read]
-    targets = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in folders])
-    results, truth = tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
-    sorted_by_class = bool((targets >= 0).all())
-    write_predictions(out, results, truth if sorted_by_class else None, held_out)
-    if len(read) <= FEW:
-        _print_table(read, calibrated, suspicious)
-    print(f"{out}: {len(read):,} predictions, as predicted, before calibration.")
-    if sorted_by_class and truth["task_1"].nunique() == 2:
-        print(f"To score them: python get_results.py {out}")
-    if explain is not None:
-        write_explanations(explain, runs[0], read, calibrated, suspicious)
-        print(f"{explain / 'index.html'}: each image with its Grad-CAM map.")
 
 
 if __name__ == "__main__":

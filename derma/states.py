@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from derma.files import write_bytes
 
 
 def serialise(value: object, tensors: dict[str, torch.Tensor]) -> object:
@@ -52,10 +53,7 @@ def save_state(state: dict, file: Path) -> None:
     """Write a nested dict of tensors, arrays, numbers, texts, lists and tuples as safetensors, all or nothing."""
     tensors: dict[str, torch.Tensor] = {}
     about = json.dumps(serialise(state, tensors))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    save_file(tensors, partial, metadata={"about": about, "sha256": _hash(about, tensors)})
-    os.replace(partial, file)
+    write_bytes(save(tensors, metadata={"about": about, "sha256": _hash(about, tensors)}), file)
 
 
 def load_state(file: Path) -> dict:

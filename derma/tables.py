@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from derma.files import write_text
+from derma.files import write_bytes, write_together
 
 HEADERS = (("Id", "task_1", "task_2"), ("image_id", "melanoma", "seborrheic_keratosis"))
 COLUMNS = HEADERS[0]
@@ -142,15 +142,19 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
         raise TableError(f"{file}, row {numbers[position]}: {name} '{_shown(values[position])}' {what}{others}.")
 
 
-def _keys(identifiers: list[str]) -> pd.Index:
-    """What Ids are joined by: file names without extension, in one case and one Unicode form.
+def name_of(identifier: str) -> str:
+    """Return an Id's file name without extension, in one case and one Unicode form: C:\\x\\A.b.png is a.b."""
+    name = IMAGE_ENDING.sub("", identifier.replace("\\", "/").rsplit("/", 1)[-1])
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
-    x/A.b.jpg and C:\\x\\a.b.png are a.b. Where two folders hold files of one name, the folders count, if all have one.
-    """
-    paths = [IMAGE_ENDING.sub("", each.replace("\\", "/")) for each in identifiers]
-    paths = [unicodedata.normalize("NFC", unicodedata.normalize("NFC", each).casefold()) for each in paths]
-    names = pd.Index([each.rsplit("/", 1)[-1] for each in paths], name="Id")
-    return pd.Index(paths, name="Id") if names.has_duplicates and all("/" in path for path in paths) else names
+
+def keys_of(identifiers: list[str]) -> pd.Index:
+    """Return what Ids are joined by: their names or, where two folders hold files of one name, folders and names."""
+    names = pd.Index(map(name_of, identifiers), name="Id")
+    folders = [each.replace("\\", "/").rpartition("/")[0] for each in identifiers]
+    if names.has_duplicates and all(folders):
+        return pd.Index([f"{folder.casefold()}/{name}" for folder, name in zip(folders, names)], name="Id")
+    return names
 
 
 def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = False) -> Table:
@@ -170,7 +174,7 @@ def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = F
     wrong = np.array([len(row) != 3 for row in rows])
     _refuse(file, wrong, line, list(map(",".join, rows)), "the row", "should have three fields")
     identifiers, *columns = (list(map(str.strip, column)) for column in zip(*rows, strict=True))
-    keys = _keys(identifiers)
+    keys = keys_of(identifiers)
     _refuse(file, np.array(keys == ""), line, identifiers, "Id", "is empty; give the image's file name")
     once = "is a duplicate; keep one row for each image (extension and case do not count)"
     _refuse(file, keys.duplicated(), line, identifiers, "Id", once)
@@ -265,10 +269,15 @@ def tables_from_probabilities(
     return results, truth
 
 
-def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Write columns ``Id``, ``task_1`` and ``task_2``, all or nothing; the numbers read back as the same."""
+def csv_of(table: pd.DataFrame) -> bytes:
+    """Return columns ``Id``, ``task_1`` and ``task_2`` as the content of a file; the numbers read back as the same."""
     table = table.astype({name: np.float64 for name in COLUMNS[1:] if table[name].dtype.kind == "f"})
-    write_text(table.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n"), file)
+    return table.to_csv(index=False, columns=list(COLUMNS), lineterminator="\n").encode(errors="backslashreplace")
+
+
+def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
+    """Write what :func:`csv_of` returns, all or nothing."""
+    write_bytes(csv_of(table), file)
 
 
 def output_file(text: str) -> Path:
@@ -280,31 +289,19 @@ def output_file(text: str) -> Path:
     return file
 
 
-def write_predictions(
-    out: Path, predictions: pd.DataFrame, truth: pd.DataFrame | None, held_out: pd.DataFrame | None
-) -> None:
-    """Write predictions and, in their folder, ``ground_truth.csv`` and ``held_out.csv``; each as :func:`write_table`.
-
-    What an earlier call wrote for other images, all three files, is replaced; a truth of these images stays.
+def write_predictions(out: Path, predictions: pd.DataFrame, truth: pd.DataFrame, held_out: pd.DataFrame | None) -> None:
+    """Write an ensemble's predictions and, in their folder, ``ground_truth.csv`` and ``held_out.csv``, all or nothing.
 
     Raises:
-        TableError: the folder holds a ``held_out.csv`` or a truth that is of neither these images nor an earlier call,
-            or another truth of these images.
+        TableError: the folder holds another truth, or a ``held_out.csv`` that is not an earlier call's.
     """
     truth_file, held_out_file = out.with_name("ground_truth.csv"), out.with_name("held_out.csv")
     if held_out_file.exists() and (held_out is None or not out.exists()):
         raise TableError(f"{held_out_file}: not of these predictions; give --out a folder of its own.")
+    contents = {truth_file: truth, held_out_file: held_out, out: predictions}
     if truth_file.exists():
-        old = read_table(truth_file, truth=True).values
-        keys = _keys(predictions["Id"].astype(str).tolist())
-        same = set(keys) == set(old.index)
-        if same and (truth is None or (truth[old.columns].set_axis(keys) == old.loc[keys]).all(axis=None)):
-            truth = None
-        elif not same and held_out_file.exists() and set(read_table(out).values.index) == set(old.index):
-            truth_file.unlink()
-        else:
-            what = "not the truth of these images; delete it, or give --out a folder of its own"
-            raise TableError(f"{truth_file}: {what}.")
-    for file, table in ((truth_file, truth), (held_out_file, held_out), (out, predictions)):
-        if table is not None:
-            write_table(table, file)
+        del contents[truth_file]
+        old, keys = read_table(truth_file, truth=True).values, keys_of(truth["Id"].tolist())
+        if set(keys) != set(old.index) or (truth[old.columns].set_axis(keys) != old.loc[keys]).any(axis=None):
+            raise TableError(f"{truth_file}: not the truth of these images; give --out a folder of its own.")
+    write_together({file: csv_of(table) for file, table in contents.items() if table is not None})

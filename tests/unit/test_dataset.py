@@ -60,7 +60,7 @@ def test_unusable_images_are_named_and_removed(data_folder, capsys):
         (lambda root: (root / "test" / "nevus" / "more").mkdir(), "more: a folder inside a class folder"),
         (lambda root: [f.unlink() for f in (root / "test" / "nevus").iterdir()], "nevus: no images in this class"),
         (lambda root: [f.write_bytes(b"x") for f in (root / "test" / "nevus").iterdir()], "none of this class"),
-        (lambda root: [shutil.copy(f, f.with_suffix(".png")) for f in (root / "test" / "nevus").iterdir()], "are nam"),
+        (lambda root: [shutil.copy(f, f.with_suffix(".png")) for f in (root / "test" / "nevus").iterdir()], "rename one"),
         (shutil.rmtree, "no such folder; name one"),
     ],
 )  # fmt: skip

@@ -1,22 +1,27 @@
 """A tiny trained run, applied as the command does it. That it repeats results.csv is in tests/notebooks."""
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, leave_held_out
+from conftest import leave_held_out
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import get_results
 from derma import predict
+from derma.augmentation import views
 from derma.classifier import Classifier
-from derma.dataset import CLASSES
+from derma.dataset import CLASSES, load_square
 from derma.files import write_json
 from derma.predict import TrainedRun, find_images
 from derma.states import save_state
+from derma.tables import read_table
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def predict_images(*arguments):
 
 def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys):
     assert predict_images(run, drawn / "test") == 0
-    assert "predictions/predictions.csv: 11 predictions" in capsys.readouterr().out
+    assert "Predicted: 11, written to predictions/predictions.csv" in capsys.readouterr().out
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Category 1 Score: ") and "Out of fold: mean AUC" in text
@@ -65,22 +70,67 @@ def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys
         averaged, predicted = (pd.read_csv(f"{folder}/{name}") for folder in "cd")
         pd.testing.assert_frame_equal(averaged, predicted, check_exact=True)
 
-    # The truth of the same images stays, also if they come from no class folders.
-    Path("flat").mkdir()
-    for file in drawn.glob("test/*/*"):
-        shutil.copy(file, "flat")
-    assert predict_images(run, "flat") == 0
-    assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
+    with pytest.raises(predict.RunError, match="holds out other images than"):
+        other = Path(shutil.copytree(runs[1], "other"))
+        leave_held_out(other, 0, counts=(9, 9, 9))
+        predict.load_runs([run, other])
 
-    # Other images replace the first ones and their truth, but never another file's, such as the published one.
+
+def test_only_what_an_earlier_call_wrote_is_replaced(run, drawn, capsys, monkeypatch):
     shutil.copytree(drawn / "valid", "mine")
-    assert predict_images(run, "mine") == 0
+    assert predict_images(run, drawn / "test") == predict_images(run, "mine") == 0
     assert len(pd.read_csv("predictions/ground_truth.csv")) == 7
-    for file in (ROOT / "results.csv", ROOT / "ground_truth.csv", min(Path("mine/nevus").iterdir())):
-        shutil.copy(file, file.name)
-    for place in ("mine", file.name):
-        assert predict_images(run, place, "--out", "results.csv") == 2
-        assert "not the truth of these images; delete it, or give --out a folder of its own" in capsys.readouterr().err
+    Path("flat").mkdir()
+    for file in drawn.glob("valid/*/*"):  # without class folders there is no truth
+        shutil.copy(file, "flat")
+    assert predict_images(run, "flat") == 0 and not Path("predictions/ground_truth.csv").exists()
+    capsys.readouterr()
+    shutil.copy("predictions/held_out.csv", "held_out.csv")  # somebody else's
+    for name in ("ground_truth.csv", "predictions.csv"):
+        kept = Path("predictions", name)
+        kept.write_text("by hand")
+        assert predict_images(run, "mine") == 2 and kept.read_text() == "by hand"
+        assert f"{kept}: not as derma.predict wrote it; give --out a folder of its own." in capsys.readouterr().err
+        kept.unlink()
+    assert predict_images(run, "mine", "--out", "mine.csv") == 2
+    assert "held_out.csv: not as derma.predict wrote it" in capsys.readouterr().err
+
+    # A full disk or a kill while writing leaves nothing, or what the next call replaces.
+    def full(part, content):
+        raise OSError(28, "No space left", "x")
+
+    written = {file.name: file.read_bytes() for file in Path("predictions").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert predict_images(run, "mine") == 2
+    assert "x: No space left; name another place." in capsys.readouterr().err
+    assert written == {file.name: file.read_bytes() for file in Path("predictions").iterdir()}
+    replace, done = os.replace, []
+
+    def killed(part, file):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(replace(part, file))
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(run, "mine")
+    monkeypatch.setattr(os, "replace", replace)
+    assert predict_images(run, "mine") == 0 and len(pd.read_csv("predictions/ground_truth.csv")) == 7
+
+
+@pytest.mark.parametrize(("precision", "tta"), [("bf16", True), ("no", False)])
+def test_it_computes_as_the_run_was_trained(run, drawn, precision, tta):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["settings"] |= {"precision": precision, "tta": tta}
+    write_json(metrics, run / "metrics.json")
+    files = find_images([drawn / "test" / "nevus"])[0][:4]
+    trained = TrainedRun(run)
+    images = torch.stack([pil_to_tensor(load_square(file, 40)) for file in files])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = [[network(view).float() for view in views(images, tta)] for network in trained.networks]
+    expected = torch.stack([torch.stack(each).softmax(-1).mean(0).double() for each in logits]).mean(0).numpy()
+    assert (trained.predict_files(files)[1] == expected).all()
 
 
 def test_a_few_images_are_printed_with_calibrated_probabilities_and_the_threshold(run, drawn, capsys):
@@ -96,9 +146,12 @@ def test_a_few_images_are_printed_with_calibrated_probabilities_and_the_threshol
         assert line.startswith(name) and ("suspicious" in line) == (raw >= trained.threshold)
         assert [f"{value:.3f}" for value in trained(name)] == [each for each in line.split() if each[:2] == "0."]
     assert not Path("predictions/ground_truth.csv").exists()  # no class folders
+    assert predict_images(run, files[2]) == 0  # alone, to the last digit as the notebook's classify
+    alone = trained.predict(trained._load(files[2])[1].unsqueeze(0))[0]
+    assert pd.read_csv("predictions/predictions.csv", float_precision="round_trip")["task_1"][0] == alone[0]
 
 
-def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys):
+def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys, monkeypatch):
     shutil.copytree(drawn / "test", "mine")
     first = min(Path("mine/nevus").iterdir())
     Path("mine/nevus/torn.jpg").write_bytes(first.read_bytes()[:300])
@@ -106,14 +159,29 @@ def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys):
     Path("mine/nevus/link.jpg").symlink_to("nowhere")
     Path("mine/loop").symlink_to("loop")
     os.mkfifo("mine/pipe.jpg")
-    assert predict_images(run, "mine", first) == 0
+    shutil.copy(first, "mine/bell\a.jpg")
+    Path("mine/closed").mkdir()
+    entries = Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return entries(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert predict_images(run, "mine", first, first.resolve()) == 0
     printed = capsys.readouterr()
-    assert "11 predictions" in printed.out and "Not predicted: 4 files." in printed.err
-    for name in ("torn.jpg", "link.jpg", "loop", "pipe.jpg"):
-        assert f"{name}: " in printed.err
+    assert "Predicted: 11" in printed.out and "Refused: 6, listed in predictions/predictions.json" in printed.err
+    refused = dict(json.loads(Path("predictions/predictions.json").read_text())["refused"])
+    for name in ("nevus/torn.jpg", "nevus/link.jpg", "loop", "pipe.jpg", "bell\a.jpg", "closed"):
+        assert refused[f"mine/{name}"] and f"mine/{name}: " in printed.err
+    Path("mine/bcc").mkdir()
+    shutil.copy(first, "mine/bcc/x.jpg")
+    assert predict_images(run, "mine") == 0
+    assert "No truth is written: mine/bcc/x.jpg is in none of the class folders" in capsys.readouterr().out
 
 
-def test_equal_names_in_two_folders_are_two_images(run, drawn):
+def test_equal_names_in_two_folders_are_two_images(run, drawn, capsys):
     for folder in CLASSES:
         for name, file in zip("ab", (drawn / "test" / folder).iterdir(), strict=False):
             Path("mine", folder).mkdir(parents=True, exist_ok=True)
@@ -121,18 +189,30 @@ def test_equal_names_in_two_folders_are_two_images(run, drawn):
     assert predict_images(run, "mine") == 0
     assert len(set(pd.read_csv("predictions/predictions.csv")["Id"])) == 6
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
+    shutil.copy("mine/nevus/a.jpg", "mine/nevus/A.png")
+    assert predict_images(run, "mine") == 2
+    assert "another image has this name, but for case and extension" in capsys.readouterr().err
+
+
+def test_names_of_any_kind_are_predicted_and_written(run, drawn):
+    names = ["a,b.jpg", "two\nlines.jpg", "日本.jpg", "{x}.jpg", os.fsdecode(b"l\xe9sion.jpg"), '"q".jpg', " .jpg"]
+    for name in names:
+        Path("mine/nevus").mkdir(parents=True, exist_ok=True)
+        shutil.copy(min((drawn / "test" / "nevus").iterdir()), f"mine/nevus/{name}")
+    assert predict_images(run, "mine", "--explain", "why") == 0
+    assert len(read_table("predictions/predictions.csv").values) == len(names)
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: (run / "metrics.json").unlink(), "no metrics.json, so it is no run, or one that is being trained"),
+        (lambda run: (run / "metrics.json").unlink(), "a run that is being trained or was interrupted"),
         (lambda run: (run / "fold-1.safetensors").unlink(), "fold-1.safetensors: missing or damaged"),
-        (lambda run: (run / "held_out.csv").unlink(), "held_out.csv: no such file"),
-        (lambda run: (run / "metrics.json").write_text('{"settings": {}}'), "of another version or damaged"),
+        (lambda run: (run / "held_out.csv").write_text("torn"), "held_out.csv"),
+        (lambda run: (run / "metrics.json").write_text('{"settings": {}}'), "not of a classifier, of another version"),
         (lambda run: save_state({"network": {}, "settings": {"model": "gone", "frozen": False}},
                                 run / "fold-0.safetensors"), "fold-0.safetensors: of another version"),
-        (shutil.rmtree, "no metrics.json"),
+        (shutil.rmtree, "not a trained run; name one first, models/<run>, then images"),
     ],
 )  # fmt: skip
 def test_what_is_no_finished_run_is_one_sentence(damage, words, run, drawn, capsys):
@@ -151,6 +231,7 @@ def test_no_images_no_place_and_an_interruption_leave_nothing(run, drawn, capsys
         ((), "name images after"),
         ((drawn, "--out", run / "results.csv"), "lies in a run's folder"),
         ((drawn, "--out", "empty"), "'empty' is a folder"),
+        ((drawn, "--out", "x.jpg"), "does not end in .csv"),
     ):
         with pytest.raises(SystemExit):
             predict_images(run, *call)
@@ -159,18 +240,22 @@ def test_no_images_no_place_and_an_interruption_leave_nothing(run, drawn, capsys
         patch.setattr(TrainedRun, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             predict_images(run, drawn / "test")
-    full = OSError(28, "No space left", "x")
-    monkeypatch.setattr(predict, "write_predictions", lambda *_: (_ for _ in ()).throw(full))
-    assert predict_images(run, drawn / "test") == 2
-    assert "x: No space left; name another place." in capsys.readouterr().err
     assert not Path("predictions/predictions.csv").exists()
+    (run / "held_out.csv").unlink()  # a single run needs none
+    assert predict_images(run, drawn / "test") == 0 and not Path("predictions/held_out.csv").exists()
 
 
-def test_explanations_are_images_and_a_page_that_shows_them(run, drawn, capsys):
+def test_explanations_are_images_and_a_page_that_shows_them(run, drawn, monkeypatch):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["calibrator"]["offsets"] = [-9, 9, 0]
+    write_json(metrics, run / "metrics.json")  # nevus is the most probable class now
     shutil.copy(min((drawn / "test" / "nevus").iterdir()), "<b>&.jpg")
+    explained, explain = [], TrainedRun.explain
+    monkeypatch.setattr(TrainedRun, "explain", lambda *call: explained.append(call[2]) or explain(*call))
     assert predict_images(run, "<b>&.jpg", drawn / "test" / "melanoma", "--explain", "why") == 0
     page = (run.parent / "why" / "index.html").read_text()
     assert page.count("<img ") == 4 and "&lt;b&gt;&amp;.jpg" in page and "<b>&.jpg" not in page
+    assert re.findall(r"Map for: (\w*)", page) == ["nevus"] * 4 and explained == [1] * 4
     with Image.open("why/00001.png") as sheet, Image.open("<b>&.jpg") as image:
         assert sheet.size == (2 * image.width, image.height)
         left = sheet.convert("RGB").crop((0, 0, *image.size))

@@ -87,13 +87,16 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(broken, unbroken, ca
 
 
 def test_a_finished_training_is_loaded_and_not_repeated(unbroken, capsys):
-    before = (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
+    file, metrics = unbroken.folder / "fold-0.safetensors", unbroken.folder / "metrics.json"
+    before = file.stat().st_mtime_ns
+    metrics.touch()
     again = train(unbroken.folder, stop_after=1)
     assert "trained before, and loaded" in capsys.readouterr().out
-    assert before == (unbroken.folder / "fold-0.safetensors").stat().st_mtime_ns
+    assert before == file.stat().st_mtime_ns and metrics.exists()
     pd.testing.assert_frame_equal(again.history, unbroken.history)
     with pytest.raises(Stopped):
         train(unbroken.folder, stop_after=1, resume=False)
+    assert not metrics.exists()  # derma.predict refuses a run that is being trained
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(broken, unbroken, capsys):
