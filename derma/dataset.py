@@ -388,10 +388,10 @@ def open_data(
         draw_sample(root)
     data = LesionData(root, extra, need_splits)
     if len(data.unreadable):
-        print(f"Removed, since they cannot be used: {len(data.unreadable)} files, such as")
+        print(f"Removed files that cannot be used: {len(data.unreadable)}, such as")
         print(data.unreadable.head(5).to_string(index=False))
     if drop_leaks:
         leaks = training_leaks(data.images, trained)
         data.remove(set(leaks["train"]))
-        print(f"Removed, since they show a photograph of another split: {leaks['train'].nunique()} images.")
+        print(f"Removed images that show a photograph of another split: {leaks['train'].nunique()}")
     return data

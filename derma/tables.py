@@ -63,7 +63,7 @@ def _read_text(file: Path) -> str:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        what = "no such file; name a CSV file, such as results.csv, or with --truth its truth"
+        what = "no such file; name the CSV file of predictions, or with --truth that of the truth"
         raise TableError(f"{file}: {what}.") from None
     except OSError as error:
         raise TableError(f"{file}: cannot be read ({error.strerror}); name a CSV file.") from None

@@ -192,7 +192,7 @@ def test_leaks_are_removed(run, data_folder):
     leak = Image.open(data_folder / "test" / "nevus" / "DRAWN_2100000.jpg").transpose(Image.Transpose.ROTATE_90)
     leak.save(data_folder / "train" / "nevus" / "leak.jpg", quality=80)
     _, text, _ = run(data=data_folder, epochs=1, drop_leaks="true")
-    assert "Removed, since they show a photograph of another split: 1 images." in text
+    assert "Removed images that show a photograph of another split: 1\n" in text
 
 
 def test_the_data_set_is_mapped_and_a_killed_autoencoder_resumes(run, drawn):

@@ -48,7 +48,7 @@ def test_unusable_images_are_named_and_removed(data_folder, capsys):
     assert "a mask" in reasons["ISIC_1_superpixels.jpg"] and "a link to nowhere.jpg" in reasons["gone.jpg"]
     assert "a pipe" in reasons["pipe.jpg"] and "almost black" in reasons["dark.ppm"]
     assert data.counts.loc["train", "nevus"] == 10
-    assert "Removed, since they cannot be used: 8 files" in capsys.readouterr().out
+    assert "Removed files that cannot be used: 8, such as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_unusable_images_are_named_and_removed(data_folder, capsys):
         (lambda root: (root / "test" / "nevus" / "more").mkdir(), "more: a folder inside a class folder"),
         (lambda root: [f.unlink() for f in (root / "test" / "nevus").iterdir()], "nevus: no images in this class"),
         (lambda root: [f.write_bytes(b"x") for f in (root / "test" / "nevus").iterdir()], "none of this class"),
-        (lambda root: [shutil.copy(f, f.with_suffix(".png")) for f in (root / "test" / "nevus").iterdir()], "rename one"),
+        (lambda root: [shutil.copy(f, f.with_suffix(".png")) for f in (root / "test" / "nevus").iterdir()], "rename"),
         (shutil.rmtree, "no such folder; name one"),
     ],
 )  # fmt: skip
