@@ -49,6 +49,9 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "frozen ResNet50": Experiment("resnet50.tv_in1k", FROZEN, seeds=1),
+    "frozen ResNet50, first trained on further images": Experiment(
+        "resnet50.tv_in1k", FROZEN | {"weights": "models/first-resnet50"}, "frozen ResNet50", seeds=1
+    ),
     "frozen ResNet50, one view": Experiment("resnet50.tv_in1k", ONE_VIEW, "frozen ResNet50"),
     "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50", seeds=1),
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
@@ -62,7 +65,7 @@ def variables(name: str, weights: str | None = None) -> dict[str, str]:
     settings = COMMON | {"model": EXPERIMENTS[name].model} | EXPERIMENTS[name].settings
     values = {f"DERMA_{key.upper()}": str(value).lower() for key, value in settings.items()}
     file = f"{settings['model'].split('.')[0]}.safetensors"
-    return values | ({"DERMA_WEIGHTS": str(Path(weights).absolute() / file)} if weights else {})
+    return {"DERMA_WEIGHTS": str(Path(weights).absolute() / file)} | values if weights else values
 
 
 def command(name: str) -> str:
