@@ -200,7 +200,7 @@ class LesionData:
                     raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
             elif (split, name) in seen:
                 raise DatasetError(
-                    f"{path}: has the name of {seen[split, name]}, but for case and extension; rename one of them."
+                    f"{path}: has the name of {seen[split, name]} (case and extension do not count); rename one."
                 )
             seen[split, name] = path
 

@@ -14,7 +14,6 @@ import html
 import json
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ from derma.calibration import GOAL, Calibrator
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
-from derma.files import as_json, write_text, write_together
+from derma.files import write_json, write_text, write_together
 from derma.gradcam import grad_cam
 from derma.inputs import walk, why_no_file
 from derma.tables import (
@@ -60,6 +59,8 @@ LEGEND = (
     "The probabilities are calibrated. Suspicious means that the uncalibrated probability of melanoma reaches the "
     f"threshold that finds {GOAL:.0%} of the held-out melanomas."
 )
+RECORD = "predictions.json"
+TITLE = "<title>Explained predictions</title>"
 FEW = 20  # images: their predictions are printed
 EXPLAINED = 320  # longer side of an explained image, in pixels
 PAGE = """<!DOCTYPE html>
@@ -216,9 +217,10 @@ def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
     strange = "a control character in its name, which no table can hold; rename it"
     reasons = [(path, why or (strange if CONTROL.search(str(path)) else None)) for path, why in found.values()]
     files = [path for path, why in reasons if not why]
-    keys = keys_of([file.as_posix() for file in files])
-    for file in [file for file, twice in zip(files, keys.duplicated()) if twice][:1]:
-        raise RunError(f"{file}: another image has this name, but for case and extension; rename one of them.")
+    first: dict[str, Path] = {}
+    for file, key in zip(files, keys_of([file.as_posix() for file in files])):
+        if first.setdefault(key, file) != file:
+            raise RunError(f"{file}: has the name of {first[key]} (case and extension do not count); rename one.")
     return files, [(path, why) for path, why in reasons if why]
 
 
@@ -295,49 +297,60 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
+def _try_writing(file: Path) -> None:
+    """Raise OSError now, and not after an hour, if this file cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    part.touch()
+    part.unlink()
+
+
 def _claim(out: Path) -> dict[str, list[str]]:
     """Return the hashes of what earlier calls wrote into the folder of ``out``, by file name.
 
     Raises:
-        RunError: a file that would be replaced is not as such a call wrote it.
-        OSError: nothing can be written there.
+        RunError: the folder holds other tables, or one that was changed since.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out.parent):  # noticed now, not after an hour
-        record, written = out.with_suffix(".json"), {}
-    what = "not as derma.predict wrote it; give --out a folder of its own"
+    record, what = out.with_name(RECORD), "changed since, or not of derma.predict; give --out a folder of its own"
     try:
-        if record.exists():
-            written = json.loads(record.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        files = json.loads(record.read_text(encoding="utf-8"))["files"]
+        written = {name: list(files[name]) for name in {out.name, "ground_truth.csv", "held_out.csv"} & files.keys()}
+    except FileNotFoundError:
+        written = {}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"{record}: {what}.") from None
-    for file in (out, out.with_name("ground_truth.csv"), out.with_name("held_out.csv")):
-        if file.exists() and sha256(file.read_bytes()).hexdigest() not in written.get(file.name, []):
+    for file in sorted(out.parent.glob("*.csv")):
+        if sha256(file.read_bytes()).hexdigest() not in written.get(file.name, []):
             raise RunError(f"{file}: {what}.")
     return written
 
 
-def _write(out: Path, tables: dict[str, pd.DataFrame | None], about: dict, written: dict[str, list[str]]) -> None:
+def _write(out: Path, tables: dict[str, pd.DataFrame | None], about: dict) -> None:
     """Write tables into the folder of ``out``, and a record of how they were made, which makes them replaceable."""
+    written, record = _claim(out), out.with_name(RECORD)
     contents = {out.with_name(name): csv_of(table) for name, table in tables.items() if table is not None}
     hashes = {file.name: [sha256(content).hexdigest()] for file, content in contents.items()}
-    # The record is written first, with the hashes of old and new: a killed call leaves nothing that is unknown.
-    about |= {"files": {name: hashes.get(name, []) + written.get(name, [])[:2] for name in hashes | written}}
-    write_together({out.with_suffix(".json"): json.dumps(as_json(about), indent=2).encode(), **contents})
-    for name in written.keys() - hashes.keys():  # an earlier call's truth, of other images
+    # While files are replaced, the record knows old and new: a killed call leaves nothing that the next one refuses.
+    write_json({"files": {name: hashes.get(name, []) + written.get(name, []) for name in hashes | written}}, record)
+    for name in written.keys() - hashes.keys():  # a truth of other images
         out.with_name(name).unlink(missing_ok=True)
+    write_together(contents)
+    write_json(about | {"files": hashes}, record)
 
 
 def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | None) -> None:
     """Do what the command says; raises RunError, TableError or OSError."""
     files, refused = find_images(places)
-    written = _claim(out)
+    _try_writing(out)
+    _claim(out)
     if explain is not None:
-        explain.mkdir(parents=True, exist_ok=True)
+        _try_writing(explain / "index.html")
+        if (explain / "index.html").exists() and TITLE not in (explain / "index.html").read_text("utf-8", "replace"):
+            raise RunError(f"{explain / 'index.html'}: not of derma.predict; give --explain a folder of its own.")
     runs, held_out, threshold, calibrator = load_runs(folders)
     read, probabilities, unreadable = predict_files(runs, files)
     refused += unreadable
-    for file, reason in refused[:FEW]:
+    for file, reason in refused[: FEW if read else None]:
         print(f"{file}: {reason}", file=sys.stderr)
     if not read:
         raise RunError(f"{places[0]}: no image could be read; name other images.")
@@ -349,15 +362,15 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     tables = {"held_out.csv": held_out, "ground_truth.csv": None if outside else truth, out.name: results}
     about = {"runs": folders, "commits": [run.commit for run in runs], "threshold": threshold}
     about |= {"calibrator": asdict(calibrator), "images": len(read), "refused": refused}
-    _write(out, tables, about, written)
+    _write(out, tables, about)
     if len(read) <= FEW:
         _print_table(read, calibrated, suspicious)
-    print(f"Predicted: {len(read):,}, written to {out} as they are before calibration.")
+    print(f"Uncalibrated predictions of {len(read):,} images: {out}")
     if refused:
-        print(f"Refused: {len(refused):,}, listed in {out.with_suffix('.json')}.", file=sys.stderr)
+        print(f"Refused: {len(refused):,}, listed in {out.with_name(RECORD)}.", file=sys.stderr)
     if not outside and truth[["task_1", "task_2"]].nunique().max() == 2:
         print(f"To score them: python get_results.py {out}")
-    if outside and any(map(Path.is_dir, places)):
+    if outside and (len(outside) < len(read) or any(map(Path.is_dir, places))):
         print(f"No truth is written: {outside[0]} is in none of the class folders {', '.join(CLASSES)}.")
     if explain is not None:
         write_explanations(explain, runs[0], read, calibrated, suspicious)
@@ -376,8 +389,10 @@ def main(arguments: list[str] | None = None) -> int:
     places = options.paths[len(folders) :]
     if not places:
         parser.error(f"name images after {folders[-1]}: files, folders, or a folder of class folders")
-    if _is_run(options.out.parent) or options.out.suffix != ".csv":
-        parser.error(f"--out {options.out} lies in a run's folder, or does not end in .csv; name another file")
+    if options.out.suffix != ".csv":
+        parser.error(f"--out {options.out} does not end in .csv")
+    if _is_run(options.out.parent):
+        parser.error(f"--out {options.out} lies in a run's folder; give it another one")
     try:
         predict(folders, places, options.out, options.explain)
     except (RunError, TableError) as error:

@@ -30,7 +30,9 @@ CLASS_FOLDERS = ("melanoma", "nevus", "seborrheic_keratosis")  # derma.dataset h
 EXPECTED = " or ".join(",".join(header) for header in HEADERS)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # not found in text files
 # Only these, so that "lesion.1" and "lesion.2" stay two.
-IMAGE_ENDING = re.compile(r"(?<=.)\.(jpe?g|png|tiff?|bmp|gif|webp|ppm|dcm|npy)$", re.IGNORECASE)
+IMAGE_ENDING = re.compile(
+    r"(?<=.)\.(jpe?g|jpe|jfif|jp2|j2k|a?png|tiff?|bmp|dib|gif|webp|avif|p[pgbn]m|dcm|npy)$", re.IGNORECASE
+)
 # The first field of a header: no digit, unlike all images' names, or pandas' own name of a column without one.
 HEADER_ID = re.compile(r"[^\d./\\]*|unnamed: \d+", re.IGNORECASE)
 SEPARATORS = ("\t", ";", ",", "|", " ")
@@ -142,18 +144,22 @@ def _refuse(file: Path, wrong: np.ndarray, numbers: np.ndarray, values: list[str
         raise TableError(f"{file}, row {numbers[position]}: {name} '{_shown(values[position])}' {what}{others}.")
 
 
+def _normalised(text: str) -> str:
+    """A path in one case and one Unicode form, with slashes."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).casefold()).replace("\\", "/")
+
+
 def name_of(identifier: str) -> str:
     """Return an Id's file name without extension, in one case and one Unicode form: C:\\x\\A.b.png is a.b."""
-    name = IMAGE_ENDING.sub("", identifier.replace("\\", "/").rsplit("/", 1)[-1])
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return IMAGE_ENDING.sub("", _normalised(identifier).rsplit("/", 1)[-1])
 
 
 def keys_of(identifiers: list[str]) -> pd.Index:
     """Return what Ids are joined by: their names or, where two folders hold files of one name, folders and names."""
     names = pd.Index(map(name_of, identifiers), name="Id")
-    folders = [each.replace("\\", "/").rpartition("/")[0] for each in identifiers]
+    folders = [_normalised(each).rpartition("/")[0] for each in identifiers]
     if names.has_duplicates and all(folders):
-        return pd.Index([f"{folder.casefold()}/{name}" for folder, name in zip(folders, names)], name="Id")
+        return pd.Index([f"{folder}/{name}" for folder, name in zip(folders, names)], name="Id")
     return names
 
 
@@ -282,9 +288,12 @@ def write_table(table: pd.DataFrame, file: str | os.PathLike) -> None:
 
 def output_file(text: str) -> Path:
     """Return the path of a file of predictions; a type for ``add_argument``."""
-    file = Path(text)
-    if file.is_dir() or file.name in ("ground_truth.csv", "held_out.csv"):
-        what = "a folder" if file.is_dir() else "the name of another file that is written there"
+    file, what = Path(text), None
+    if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir raises for too long a path
+        what = "a folder"
+    elif file.name in ("ground_truth.csv", "held_out.csv"):
+        what = "the name of another file that is written there"
+    if what:
         raise argparse.ArgumentTypeError(f"'{text}' is {what}; name a file such as results.csv")
     return file
 

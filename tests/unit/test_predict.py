@@ -51,9 +51,22 @@ def predict_images(*arguments):
     return predict.main(list(map(str, arguments)))
 
 
+def fails_at(count, function, error):
+    """Return a function that works until its call of this number, which raises."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if len(calls) == count:
+            raise error
+        return function(*arguments)
+
+    return call
+
+
 def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys):
     assert predict_images(run, drawn / "test") == 0
-    assert "Predicted: 11, written to predictions/predictions.csv" in capsys.readouterr().out
+    assert "Uncalibrated predictions of 11 images: predictions/predictions.csv" in capsys.readouterr().out
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Category 1 Score: ") and "Out of fold: mean AUC" in text
@@ -85,37 +98,38 @@ def test_only_what_an_earlier_call_wrote_is_replaced(run, drawn, capsys, monkeyp
         shutil.copy(file, "flat")
     assert predict_images(run, "flat") == 0 and not Path("predictions/ground_truth.csv").exists()
     capsys.readouterr()
-    shutil.copy("predictions/held_out.csv", "held_out.csv")  # somebody else's
-    for name in ("ground_truth.csv", "predictions.csv"):
+    what = "changed since, or not of derma.predict; give --out a folder of its own."
+    for name in ("ground_truth.csv", "predictions.csv", "others.csv", "predictions.json"):
         kept = Path("predictions", name)
-        kept.write_text("by hand")
-        assert predict_images(run, "mine") == 2 and kept.read_text() == "by hand"
-        assert f"{kept}: not as derma.predict wrote it; give --out a folder of its own." in capsys.readouterr().err
-        kept.unlink()
-    assert predict_images(run, "mine", "--out", "mine.csv") == 2
-    assert "held_out.csv: not as derma.predict wrote it" in capsys.readouterr().err
+        before = kept.read_bytes() if kept.exists() else None
+        kept.write_text('{"files": ["by hand"]}')
+        assert predict_images(run, "mine") == 2 and kept.read_text() == '{"files": ["by hand"]}'
+        assert capsys.readouterr().err == f"{kept}: {what}\n"
+        kept.write_bytes(before) if before else kept.unlink()
+    predict_all = TrainedRun.predict_files
+    with monkeypatch.context() as patch:  # a truth that comes while it works
 
-    # A full disk or a kill while writing leaves nothing, or what the next call replaces.
-    def full(part, content):
-        raise OSError(28, "No space left", "x")
+        def slow(*call):
+            Path("predictions/ground_truth.csv").write_text("by hand")
+            return predict_all(*call)
 
-    written = {file.name: file.read_bytes() for file in Path("predictions").iterdir()}
+        patch.setattr(TrainedRun, "predict_files", slow)
+        assert predict_images(run, "mine") == 2
+    Path("predictions/ground_truth.csv").unlink()
+
+    # A full disk leaves the earlier tables, a kill what the next call replaces.
+    tables = {file: file.read_bytes() for file in Path("predictions").glob("*.csv")}
+    write, replace = Path.write_bytes, os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Path, "write_bytes", fails_at(4, write, OSError(28, "No space left", "x")))
         assert predict_images(run, "mine") == 2
     assert "x: No space left; name another place." in capsys.readouterr().err
-    assert written == {file.name: file.read_bytes() for file in Path("predictions").iterdir()}
-    replace, done = os.replace, []
-
-    def killed(part, file):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(replace(part, file))
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        predict_images(run, "mine")
-    monkeypatch.setattr(os, "replace", replace)
+    assert tables == {file: file.read_bytes() for file in Path("predictions").glob("*.csv")}
+    for place, at in (("mine", 3), (drawn / "test", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fails_at(at, replace, KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                predict_images(run, place)
     assert predict_images(run, "mine") == 0 and len(pd.read_csv("predictions/ground_truth.csv")) == 7
 
 
@@ -171,7 +185,10 @@ def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys, monkeypat
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert predict_images(run, "mine", first, first.resolve()) == 0
     printed = capsys.readouterr()
-    assert "Predicted: 11" in printed.out and "Refused: 6, listed in predictions/predictions.json" in printed.err
+    assert (
+        "predictions of 11 images" in printed.out
+        and "Refused: 6, listed in predictions/predictions.json" in printed.err
+    )
     refused = dict(json.loads(Path("predictions/predictions.json").read_text())["refused"])
     for name in ("nevus/torn.jpg", "nevus/link.jpg", "loop", "pipe.jpg", "bell\a.jpg", "closed"):
         assert refused[f"mine/{name}"] and f"mine/{name}: " in printed.err
@@ -191,7 +208,7 @@ def test_equal_names_in_two_folders_are_two_images(run, drawn, capsys):
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
     shutil.copy("mine/nevus/a.jpg", "mine/nevus/A.png")
     assert predict_images(run, "mine") == 2
-    assert "another image has this name, but for case and extension" in capsys.readouterr().err
+    assert "has the name of mine/nevus/A.png (case and extension do not count); rename one." in capsys.readouterr().err
 
 
 def test_names_of_any_kind_are_predicted_and_written(run, drawn):
@@ -228,13 +245,22 @@ def test_no_images_no_place_and_an_interruption_leave_nothing(run, drawn, capsys
         assert predict_images(run, drawn / "test", place) == 2
         assert words in capsys.readouterr().err
     for call, words in (
-        ((), "name images after"),
         ((drawn, "--out", run / "results.csv"), "lies in a run's folder"),
         ((drawn, "--out", "empty"), "'empty' is a folder"),
         ((drawn, "--out", "x.jpg"), "does not end in .csv"),
+        ((), "name images after"),
     ):
         with pytest.raises(SystemExit):
             predict_images(run, *call)
+        assert words in capsys.readouterr().err
+    Path("page").mkdir()
+    Path("page/index.html").write_text("mine")
+    for extra, words in (
+        (("--explain", "page"), "page/index.html: not of derma.predict"),
+        (("--out", f"{'x' * 249}.csv"), "File name too long"),
+        (("--out", "page/index.html/p.csv"), "index.html: File exists; name another place."),
+    ):
+        assert predict_images(run, drawn / "test", *extra) == 2
         assert words in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(TrainedRun, "predict", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
