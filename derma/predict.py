@@ -60,12 +60,12 @@ LEGEND = (
     f"threshold that finds {GOAL:.0%} of the held-out melanomas."
 )
 RECORD = "predictions.json"
-TITLE = "<title>Explained predictions</title>"
+TITLE = "<title>Explained predictions</title>"  # what tells an own page, which may be replaced, from another
 FEW = 20  # images: their predictions are printed
 EXPLAINED = 320  # longer side of an explained image, in pixels
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Explained predictions</title>
+{title}
 <style>
   body {{ font-family: system-ui, sans-serif; max-width: 1100px; margin: 0 auto; padding: 8px; }}
   main {{ display: flex; flex-wrap: wrap; gap: 16px; }}
@@ -287,7 +287,8 @@ def write_explanations(
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in zip(LABELS, row, strict=True))
         numbers += "; <b>suspicious</b>" if marked else ""
         entries.append(ENTRY.format(number=number, name=html.escape(str(file)), numbers=numbers, label=label))
-    write_text(PAGE.format(research=RESEARCH, legend=LEGEND, entries="\n".join(entries)), folder / "index.html")
+    page = PAGE.format(title=TITLE, research=RESEARCH, legend=LEGEND, entries="\n".join(entries))
+    write_text(page, folder / "index.html")
 
 
 def _is_run(folder: Path) -> bool:
