@@ -19,6 +19,7 @@ def main():
         print(number, "b\\xf6se\\udcff", flush=number % 1000 == 0)
     open("written", "w").close()
     if "INTERRUPT" in os.environ:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         os.kill(os.getpid(), signal.SIGINT)
 
 run_main(main)
