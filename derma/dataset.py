@@ -1,6 +1,6 @@
 """Open a folder of dermoscopic images: scanned and checked once, counted, and ready for a DataLoader.
 
-The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
+The layout is ``<root>/{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``, or the class folders alone.
 """
 
 from __future__ import annotations
@@ -119,11 +119,13 @@ class LesionData:
     """A data folder with its three splits, opened and checked once.
 
     Every image is decoded once (at reduced scale) while opening. Masks and what cannot be decoded are ``unreadable``.
+    Class folders without splits are cut into splits: three quarters train, an eighth each valid and test. If they lie
+    beside a ``metadata.csv`` with a column ``lesion_id``, the images of a lesion stay together.
 
     Args:
-        root: a folder that holds ``train``, ``valid`` and ``test``.
+        root: a folder that holds ``train``, ``valid`` and ``test``, or the class folders themselves.
         extra: a folder of class folders with further training images; see ``derma.fetch --extra``.
-        need_splits: False also takes two or three class folders without splits, and cuts them into splits.
+        need_classes: False takes class folders without splits even if one of the three is missing.
 
     Attributes:
         root, name: the folder, and its own name.
@@ -135,7 +137,7 @@ class LesionData:
         DatasetError: the layout is wrong, a class is empty, or none of its images can be read.
     """
 
-    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None, need_splits: bool = True):
+    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None, need_classes: bool = True):
         self.root = Path(root)
         self.name = self.root.absolute().name
         if not self.root.is_dir():
@@ -143,7 +145,7 @@ class LesionData:
                 f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
                 f"holds {', '.join(SPLITS)}. 'make data' fetches data/isic2017, 'python -m derma.sample' draws one."
             )
-        cut = not need_splits and not any((self.root / split).is_dir() for split in SPLITS)
+        cut = not any((self.root / split).is_dir() for split in SPLITS)
         if cut:
             rows = list(_scan(self.root, "", self.name, required=False))
         else:
@@ -158,23 +160,37 @@ class LesionData:
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self.images = images[~images["path"].isin(reasons)].reset_index(drop=True)
         if cut:
-            self._cut()
+            self._cut(2 + need_classes)
         else:
             self._check_classes(reasons)
+        if not cut or need_classes:
             self._check_names()
         if extra is not None and "extra" not in set(self.images["split"]):
             raise DatasetError(f"{extra}: no images in its class folders; put some there, or unset DERMA_EXTRA.")
 
-    def _cut(self) -> None:
-        """Give the images of each class splits in turn: five eighths train, an eighth valid, two eighths test."""
+    def _lesions(self) -> pd.Series:
+        """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own name."""
+        names = self.images["path"].map(name_of)
+        file = self.root / "metadata.csv"
+        table = pd.read_csv(file, dtype=str) if file.is_file() else pd.DataFrame()
+        if "lesion_id" not in table:
+            return names
+        known = dict(zip(table.iloc[:, 0].map(name_of), table["lesion_id"]))
+        return names.map(known).fillna(names)
+
+    def _cut(self, classes: int) -> None:
+        """Give the lesions of each class splits in turn; a DatasetError if fewer ``classes`` have eight images."""
         counts = self.images["target"].value_counts()
-        if len(counts) < 2 or counts.min() < 8:
+        if len(counts) < classes or counts.min() < 8:
             raise DatasetError(
-                f"{self.root}: neither splits ({', '.join(SPLITS)}) nor two class folders ({', '.join(CLASSES)}) with "
-                "eight images each; sort the images into such folders."
+                f"{self.root}: neither splits ({', '.join(SPLITS)}) nor {classes} class folders ({', '.join(CLASSES)}) "
+                "with eight images each; sort the images into such folders."
             )
-        turns = np.array(["train", "test", "train", "valid", "train", "test", "train", "train"])
-        self.images["split"] = turns[self.images.groupby("target").cumcount() % len(turns)]
+        turns = np.array(["train", "test", "train", "train", "train", "valid", "train", "train"])
+        lesions = self._lesions()
+        first = self.images.assign(lesion=lesions).drop_duplicates("lesion")
+        split = dict(zip(first["lesion"], turns[first.groupby("target").cumcount() % len(turns)]))
+        self.images["split"] = lesions.map(split)
 
     def _check_classes(self, reasons: dict[str, str]) -> None:
         """Refuse a split without readable images of a class."""
@@ -373,12 +389,12 @@ def open_data(
     *,
     drop_leaks: bool,
     trained: tuple[str, ...],
-    need_splits: bool = True,
+    need_classes: bool = True,
 ) -> LesionData:
     """Open a data folder for a notebook: draw ``data/sample`` if it is missing, and say which images are removed.
 
     Args:
-        root, extra, need_splits: see :class:`LesionData`.
+        root, extra, need_classes: see :class:`LesionData`.
         drop_leaks: remove the images of ``trained`` splits that show a photograph of another split.
     """
     from derma.leaks import training_leaks
@@ -386,7 +402,7 @@ def open_data(
 
     if root == Path("data/sample") and not root.exists():
         draw_sample(root)
-    data = LesionData(root, extra, need_splits)
+    data = LesionData(root, extra, need_classes)
     if len(data.unreadable):
         print(f"Removed files that cannot be used: {len(data.unreadable)}, such as")
         print(data.unreadable.head(5).to_string(index=False))

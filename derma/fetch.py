@@ -74,8 +74,8 @@ metadata.csv holds the licence and the attribution of each. They were made small
 changed.
 """
 Jobs = list[tuple[Original, Path]]  # images, each with the file it becomes
-# Of a record's clinical data: the diagnosis, from the general to the special.
-CLINICAL = create_model("Clinical", **{f"diagnosis_{level}": (str | None, None) for level in range(1, 6)})
+DIAGNOSES = [f"diagnosis_{level}" for level in range(1, 6)]  # of a record, from the general to the special
+CLINICAL = create_model("Clinical", **dict.fromkeys([*DIAGNOSES, "lesion_id"], (str | None, None)))
 
 
 class Record(BaseModel):
@@ -148,15 +148,17 @@ def list_extra(api: str, most: int, excluded: set[str], web: Web) -> tuple[pd.Da
                     name = record.get("isic_id") if isinstance(record, dict) else record
                     wrong.append((str(name)[:80], "the archive's record of it is incomplete or wrong"))
                 elif count < most and record.isic_id not in excluded and record.copyright_license:
-                    diagnosis = ": ".join(filter(None, dict(record.metadata.clinical).values()))
+                    clinical = dict(record.metadata.clinical)
+                    diagnosis = ": ".join(filter(None, map(clinical.get, DIAGNOSES)))
                     licences, full = (record.copyright_license, record.attribution), record.files.full
-                    rows.append((record.isic_id, label, diagnosis, *licences, str(full.url), full.size))
+                    lesion = clinical["lesion_id"]
+                    rows.append((record.isic_id, label, diagnosis, lesion, *licences, str(full.url), full.size))
                     excluded.add(record.isic_id)
                     count += 1
             url = str(page.next or "")
     if wrong and not rows:
         raise CommandError(f"{api}: not the ISIC Archive, as all records are incomplete or wrong; check the address.")
-    columns = ["isic_id", "class", "diagnosis", "licence", "attribution", "url", "size"]
+    columns = ["isic_id", "class", "diagnosis", "lesion_id", "licence", "attribution", "url", "size"]
     return pd.DataFrame(rows, columns=columns), wrong
 
 

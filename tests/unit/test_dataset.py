@@ -3,6 +3,7 @@ import pickle
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -153,15 +154,21 @@ def test_an_epochs_order_follows_from_its_number():
     assert not torch.equal(torch.cat(first), torch.cat(second))
 
 
-def test_class_folders_alone_are_cut_into_splits_where_a_notebook_allows_it(drawn, tmp_path):
-    for name in ("melanoma", "nevus"):  # another clinic's images may lack a class
-        for file in drawn.glob(f"*/{name}/*"):
-            (tmp_path / "clinic" / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, tmp_path / "clinic" / name)
-    counts = LesionData(tmp_path / "clinic", need_splits=False).counts
-    assert counts["all"].tolist() == [19, 4, 8, 31] and (counts["seborrheic_keratosis"] == 0).all()
-    with pytest.raises(DatasetError, match="the split folder 'train' is missing"):
-        LesionData(tmp_path / "clinic")
-    shutil.rmtree(tmp_path / "clinic" / "nevus")
-    with pytest.raises(DatasetError, match=r"neither splits .* nor two class folders .* with eight images each"):
-        LesionData(tmp_path / "clinic", need_splits=False)
+def test_class_folders_alone_are_cut_into_splits(drawn, tmp_path):
+    clinic = tmp_path / "clinic"
+    for file in drawn.glob("*/*/*"):
+        (clinic / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, clinic / file.parent.name)
+    names = sorted(file.name for file in (clinic / "nevus").iterdir())
+    lesions = ["IL_1"] * 9 + [None] * len(names[9:])
+    pd.DataFrame({"isic_id": names, "lesion_id": lesions}).to_csv(clinic / "metadata.csv", index=False)
+    images = LesionData(clinic).images
+    assert images["split"].value_counts().to_dict() == {"train": 33, "valid": 3, "test": 6}
+    assert images.set_index(images["path"].map(os.path.basename)).loc[names[:9], "split"].nunique() == 1
+    shutil.rmtree(clinic / "seborrheic_keratosis")  # another clinic's images may lack a class
+    assert (LesionData(clinic, need_classes=False).counts["seborrheic_keratosis"] == 0).all()
+    with pytest.raises(DatasetError, match=r"neither splits .* nor 3 class folders .* with eight images each"):
+        LesionData(clinic)
+    shutil.rmtree(clinic / "nevus")
+    with pytest.raises(DatasetError, match=r"neither splits .* nor 2 class folders .* with eight images each"):
+        LesionData(clinic, need_classes=False)
