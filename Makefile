@@ -31,14 +31,28 @@ run: .venv/installed
 predict: .venv/installed
 	$(BIN)/python -m derma.predict $(RUN) $(IMAGES) $(OPTIONS)
 
-# WEIGHTS: a folder with densenet169.safetensors, where nothing can be downloaded. Interrupted, it resumes.
-PUBLISHED := DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA)) DERMA_MODEL=densenet169 \
-	DERMA_WEIGHTS=$(if $(WEIGHTS),$(WEIGHTS)/densenet169.safetensors,imagenet) DERMA_EVALUATE=test NOTEBOOKS=skin_lesion_classification.ipynb
+# Both recipes resume when they were interrupted. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
+weights = $(if $(WEIGHTS),$(WEIGHTS)/$(1).safetensors,imagenet)
+ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test \
+	DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
+average = $(BIN)/python get_results.py --ensemble $(1:%=models/%/results.csv) --out models/$@/results.csv --figures models/$@/scores
+
+DENSENET := $(ISIC) DERMA_MODEL=densenet169 DERMA_WEIGHTS=$(call weights,densenet169)
+official: .venv/installed
+	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/fine-tuned DERMA_FROZEN=false
+	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
+	$(call average,official/fine-tuned official/frozen)
+
+# EXTRA: further images in class folders, as 'make data FETCH=--extra' fetches them, for the first of two stages.
+EXTRA ?= data/extra
+EFFICIENTNET := $(ISIC) DERMA_MODEL=tf_efficientnetv2_b0 DERMA_IMAGE_SIZE=160
+TUNED := DERMA_FROZEN=false DERMA_EPOCHS=5 DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
 published: .venv/installed
-	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/fine-tuned DERMA_FROZEN=false
-	$(MAKE) run $(PUBLISHED) DERMA_RESULTS=models/published/frozen DERMA_FROZEN=true
-	$(BIN)/python get_results.py --ensemble models/published/fine-tuned/results.csv models/published/frozen/results.csv \
-		--out models/published/results.csv --figures models/published/scores
+	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/first DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 \
+		DERMA_TTA=false DERMA_WEIGHTS=$(call weights,tf_efficientnetv2_b0)
+	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/fine-tuned DERMA_WEIGHTS=models/published/first
+	$(MAKE) run $(EFFICIENTNET) DERMA_RESULTS=models/published/frozen DERMA_WEIGHTS=models/published/first DERMA_FROZEN=true
+	$(call average,published/fine-tuned published/frozen)
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

@@ -36,6 +36,10 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an example
 ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
+SMALL = {"image_size": 160}
+TUNED_SMALL = SMALL | {"epochs": 5, "lr_head": 1e-3, "lr_backbone": 3e-4}
+FIRST = {"weights": "models/published/first"}  # trained on further images: `make published`
+OFFICIAL = "tuned DenseNet169, answers at 240 px, with heads"  # a row of deleted options, with predictions in docs/
 
 
 class Experiment(NamedTuple):
@@ -45,6 +49,14 @@ class Experiment(NamedTuple):
     settings: dict
     against: str = ""
     seeds: int = 3
+
+
+class Ensemble(NamedTuple):
+    """Experiments of one seed whose predictions are averaged, and the one to compare with."""
+
+    members: tuple[str, ...]
+    against: str = ""
+    seeds: int = 1
 
 
 EXPERIMENTS = {
@@ -57,6 +69,19 @@ EXPERIMENTS = {
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
     "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
+    "frozen EfficientNetV2-B0": Experiment("tf_efficientnetv2_b0", SMALL | {"frozen": True}, seeds=1),
+    "frozen EfficientNetV2-B0, two stages": Experiment(
+        "tf_efficientnetv2_b0", SMALL | FIRST | {"frozen": True}, "frozen EfficientNetV2-B0", seeds=1
+    ),
+    "EfficientNetV2-B0, two stages": Experiment(
+        "tf_efficientnetv2_b0", TUNED_SMALL | FIRST, "frozen EfficientNetV2-B0, two stages", seeds=1
+    ),
+    "EfficientNetV2-B0, two stages, with heads": Ensemble(
+        ("EfficientNetV2-B0, two stages", "frozen EfficientNetV2-B0, two stages"), "EfficientNetV2-B0, two stages"
+    ),
+    "EfficientNetV2-B0, two stages, with heads and the DenseNet169": Ensemble(
+        ("EfficientNetV2-B0, two stages", "frozen EfficientNetV2-B0, two stages", OFFICIAL), OFFICIAL
+    ),
 }
 
 
@@ -70,12 +95,17 @@ def variables(name: str, weights: str | None = None) -> dict[str, str]:
 
 def command(name: str) -> str:
     """Return the line that repeats an experiment with the first seed and the default weights."""
+    if isinstance(EXPERIMENTS[name], Ensemble):
+        files = [folders_of(each)[0].relative_to(ROOT) / "results.csv" for each in EXPERIMENTS[name].members]
+        return f"python get_results.py --ensemble {' '.join(map(str, files))}"
     shown = " ".join(f"{key}={value}" for key, value in variables(name).items())
     return f"{shown} python -m derma.execute {NOTEBOOK} executed.ipynb"
 
 
 def folders_of(name: str) -> list[Path]:
     """Return the folders of an experiment's runs, by seed."""
+    if name == OFFICIAL:
+        return [ROOT / "docs" / "official"]
     return [RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{k}" for k in range(EXPERIMENTS[name].seeds)]
 
 
@@ -104,8 +134,28 @@ def run(name: str, seed: int, weights: str | None, commit: str) -> None:
     (folder / "experiment.json").write_text(json.dumps(record))
 
 
+def is_finished(name: str) -> bool:
+    """Return whether an experiment's predictions are on this machine; those of OFFICIAL are in the repository."""
+    if isinstance(experiment := EXPERIMENTS.get(name), Ensemble):
+        return all(map(is_finished, experiment.members))
+    return name == OFFICIAL or (name in EXPERIMENTS and all(record_of(name, each) for each in folders_of(name)))
+
+
+def records_of(name: str, table: pd.DataFrame) -> list[dict]:
+    """Return the records of a finished experiment's runs; an ensemble's one follows from its members' rows."""
+    experiment = EXPERIMENTS[name]
+    if isinstance(experiment, Experiment):
+        return [record_of(name, folder) for folder in folders_of(name)]
+    rows = table.loc[list(experiment.members)]
+    record = {"command": command(name), "commit": rows["commit"].iloc[0], "date": rows["date"].max()}
+    return [record | {"minutes": rows["minutes"].astype(float).sum()}]
+
+
 def predictions(name: str) -> pd.DataFrame:
     """Return the held-out predictions, in columns ``<seed>/task_1`` and so on, and the truth, indexed by Id."""
+    if isinstance(EXPERIMENTS.get(name), Ensemble):
+        members = [predictions(each) for each in EXPERIMENTS[name].members]
+        return sum(each.loc[members[0].index] for each in members) / len(members)
     held_out = [tables.read_table(folder / "held_out.csv") for folder in folders_of(name)]
     truth = tables.truth_from_ids(held_out[0]).values.set_axis(["true_1", "true_2"], axis=1)
     return pd.concat([truth, *(each.values.add_prefix(f"{k}/") for k, each in enumerate(held_out))], axis=1)
@@ -153,12 +203,11 @@ def row(name: str, records: list[dict], compared: bool) -> dict[str, str]:
 
 def write_tables() -> None:
     """Write the CSV, in which rows of unfinished experiments stay as they are, and the page's table."""
-    records = {name: [record_of(name, folder) for folder in folders_of(name)] for name in EXPERIMENTS}
-    finished = [name for name in EXPERIMENTS if all(records[name])]
     table = pd.read_csv(TABLE, dtype=str, keep_default_na=False, index_col="experiment")
-    for name in finished:
-        own = row(name, records[name], EXPERIMENTS[name].against in finished)
-        table.loc[name] = pd.Series(own).reindex(table.columns, fill_value="")
+    for name in EXPERIMENTS:
+        if is_finished(name):
+            own = row(name, records_of(name, table), is_finished(EXPERIMENTS[name].against))
+            table.loc[name] = pd.Series(own).reindex(table.columns, fill_value="")
     table.to_csv(TABLE)
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split("<!-- table -->")[0], page.split("<!-- /table -->")[1]
@@ -190,7 +239,7 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain", "-uno", "--", ".", ":!docs"], cwd=ROOT)
     for name in options.names:
-        for seed in range(EXPERIMENTS[name].seeds):
+        for seed in range(EXPERIMENTS[name].seeds if isinstance(EXPERIMENTS[name], Experiment) else 0):
             run(name, seed, options.weights, commit + ("-dirty" if changed else ""))
         write_tables()
 
