@@ -32,7 +32,6 @@ def compare_with_official(images: pd.DataFrame) -> pd.DataFrame:
         Columns ``id`` and ``problem``; empty if they are the 2,750 official images and no other.
     """
     official = pd.read_csv(OFFICIAL, index_col="id")
-    images = images[images["split"] != "extra"]
     here = images["split"] + "/" + images["target"].map(CLASSES.__getitem__)
     here.index = [Path(path).stem for path in images["path"]]
     twice = here.index.duplicated()

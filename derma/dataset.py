@@ -99,10 +99,8 @@ def _visible(folder: Path) -> list[Path]:
 def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator[tuple[str, str, str, int]]:
     """Yield ``(path, id, split, target)`` for the files of a folder of class folders, images by their ending or not."""
     if not folder.is_dir():
-        what = (
-            f"the split folder '{split}' is missing; make it" if required else "no such folder; set DERMA_EXTRA to one"
-        )
-        raise DatasetError(f"{folder}: {what}, with class folders {', '.join(CLASSES)}.")
+        what = f"the split folder '{split}' is missing; make it, with class folders {', '.join(CLASSES)}"
+        raise DatasetError(f"{folder}: {what}.")
     names = {entry.name for entry in _visible(folder) if entry.is_dir()}
     for name in sorted(names.difference(CLASSES)):
         raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(CLASSES)} and no other.")
@@ -124,20 +122,19 @@ class LesionData:
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``, or the class folders themselves.
-        extra: a folder of class folders with further training images; see ``derma.fetch --extra``.
         need_classes: False takes class folders without splits even if one of the three is missing.
 
     Attributes:
         root, name: the folder, and its own name.
         images: a row for each readable image: ``path``, ``id`` (``data/<name>/<split>/<class>/<file>``), ``split``
-            (one of :data:`SPLITS`, or ``"extra"``) and ``target`` (its place in :data:`CLASSES`).
+            (one of :data:`SPLITS`) and ``target`` (its place in :data:`CLASSES`).
         unreadable: a row for each removed image: ``file`` and ``reason``.
 
     Raises:
         DatasetError: the layout is wrong, a class is empty, or none of its images can be read.
     """
 
-    def __init__(self, root: str | os.PathLike, extra: str | os.PathLike | None = None, need_classes: bool = True):
+    def __init__(self, root: str | os.PathLike, need_classes: bool = True):
         self.root = Path(root)
         self.name = self.root.absolute().name
         if not self.root.is_dir():
@@ -150,8 +147,6 @@ class LesionData:
             rows = list(_scan(self.root, "", self.name, required=False))
         else:
             rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
-        if extra is not None:
-            rows += _scan(Path(extra), "extra", Path(extra).absolute().name, required=False)
         rows = [row for row in rows if Path(row[0]).suffix.lower() in ENDINGS]
         images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
         with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
@@ -165,8 +160,6 @@ class LesionData:
             self._check_classes(reasons)
         if not cut or need_classes:
             self._check_names()
-        if extra is not None and "extra" not in set(self.images["split"]):
-            raise DatasetError(f"{extra}: no images in its class folders; put some there, or unset DERMA_EXTRA.")
 
     def _lesions(self) -> pd.Series:
         """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own name."""
@@ -207,14 +200,11 @@ class LesionData:
                 raise DatasetError(f"{folder}: {what}.")
 
     def _check_names(self) -> None:
-        """Refuse names that occur twice in a split, and extra images with the name of one that is not trained on."""
-        seen: dict[tuple[str, str], str] = {}  # predictions and truth are joined on the name
+        """Refuse names that occur twice in a split: predictions and truth are joined on them."""
+        seen: dict[tuple[str, str], str] = {}
         for path, split in zip(self.images["path"], self.images["split"]):
             name = name_of(path)
-            if split == "extra":
-                if other := seen.get(("valid", name)) or seen.get(("test", name)):
-                    raise DatasetError(f"{path}: has the name of {other}, which must not be trained on; remove it.")
-            elif (split, name) in seen:
+            if (split, name) in seen:
                 raise DatasetError(
                     f"{path}: has the name of {seen[split, name]} (case and extension do not count); rename one."
                 )
@@ -224,8 +214,7 @@ class LesionData:
     def counts(self) -> pd.DataFrame:
         """Images for each split (row) and class (column), with totals."""
         table = pd.crosstab(self.images["split"], self.images["target"])
-        splits = [*SPLITS, "extra"] if "extra" in table.index else SPLITS
-        table = table.reindex(index=splits, columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
+        table = table.reindex(index=SPLITS, columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
         table = table.rename_axis(None).assign(all=table.sum(axis=1))
         table.loc["all"] = table.sum()
         return table
@@ -238,7 +227,7 @@ class LesionData:
         """Drop images by path; a DatasetError, with nothing dropped, if a class of a split would be left empty."""
         kept = self.images[~self.images["path"].isin(paths)].reset_index(drop=True)
         before, after = (set(zip(table["split"], table["target"])) for table in (self.images, kept))
-        for split, target in sorted(pair for pair in before - after if pair[0] != "extra"):
+        for split, target in sorted(before - after):
             raise DatasetError(f"{self.root / split / CLASSES[target]}: no image would be left in this class.")
         self.images = kept
 
@@ -383,18 +372,11 @@ def make_loader(
     )
 
 
-def open_data(
-    root: Path,
-    extra: Path | None = None,
-    *,
-    drop_leaks: bool,
-    trained: tuple[str, ...],
-    need_classes: bool = True,
-) -> LesionData:
+def open_data(root: Path, *, drop_leaks: bool, trained: tuple[str, ...], need_classes: bool = True) -> LesionData:
     """Open a data folder for a notebook: draw ``data/sample`` if it is missing, and say which images are removed.
 
     Args:
-        root, extra, need_classes: see :class:`LesionData`.
+        root, need_classes: see :class:`LesionData`.
         drop_leaks: remove the images of ``trained`` splits that show a photograph of another split.
     """
     from derma.leaks import training_leaks
@@ -402,7 +384,7 @@ def open_data(
 
     if root == Path("data/sample") and not root.exists():
         draw_sample(root)
-    data = LesionData(root, extra, need_classes)
+    data = LesionData(root, need_classes)
     if len(data.unreadable):
         print(f"Removed files that cannot be used: {len(data.unreadable)}, such as")
         print(data.unreadable.head(5).to_string(index=False))

@@ -190,7 +190,7 @@ def _require_complete(official: LesionData) -> None:
 def _remove_official(out: Path, official: LesionData) -> Reasons:
     """Delete the images in ``out`` that show an official photograph; returns their names, and which."""
     extra = pd.DataFrame({"path": [str(path) for path in sorted(out.rglob("*.jpg"))], "split": "extra"})
-    leaks = training_leaks(pd.concat([official.images, extra], ignore_index=True), trained=())
+    leaks = training_leaks(pd.concat([official.images, extra], ignore_index=True), trained=("extra",))
     removed = []
     for leak in leaks.drop_duplicates("train").itertuples():
         Path(leak.train).unlink()
@@ -265,7 +265,7 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
         missing = shrink_originals(jobs, options.short_side, web.connections, web.stopped.set)
         write_report(missing + add_extra(out, table, official) + skipped, out)
     _print_counts(out, CLASSES)
-    print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_EXTRA={out}.")
+    print(f"Licences and attributions: {out / 'metadata.csv'}. Train on them with DERMA_DATA={out}.")
     return missing
 
 

@@ -1,7 +1,6 @@
 """Find images that show one photograph, across splits and within them: between training and test they inflate a score.
 
-Images are given as in ``derma.dataset.LesionData.images``: a row each, with columns ``path`` and ``split`` ("train",
-"valid", "test", or "extra", which is always trained on).
+Images are given as in ``derma.dataset.LesionData.images``: a row each, with columns ``path`` and ``split``.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from derma.dataset import SPLITS
 from derma.duplicates import find_duplicates
-
-ORDER = ("train", "valid", "test", "extra")
 
 
 def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
@@ -21,7 +19,7 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
     split_of = dict(zip(images["path"], images["split"]))
     pairs = find_duplicates(list(images["path"]))
     pairs["splits"] = [
-        ", ".join(sorted((split_of[a], split_of[b]), key=ORDER.index)) for a, b in zip(pairs["first"], pairs["second"])
+        ", ".join(sorted((split_of[a], split_of[b]), key=SPLITS.index)) for a, b in zip(pairs["first"], pairs["second"])
     ]
     return pairs
 
@@ -29,14 +27,13 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
 def training_leaks(images: pd.DataFrame, trained: tuple[str, ...]) -> pd.DataFrame:
     """Return the training images that show a photograph of a split that is not trained on.
 
-    ``trained`` are the splits that are trained on; "extra" always is.
+    ``trained`` are the splits that are trained on.
 
     Returns:
         A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``
         (of the other) and ``fine`` (their correlation, at most 1).
     """
     split_of = dict(zip(images["path"], images["split"]))
-    trained = {*trained, "extra"}
     remaining, found = list(split_of), []
     while True:
         pairs = find_duplicates(remaining, groups=[split_of[path] in trained for path in remaining])

@@ -36,6 +36,6 @@ def test_differences_from_the_official_list():
     images.loc[images["id"] == "ISIC_0012258", "target"] = 1
     images = images[images["id"] != "ISIC_0000003"]
     more = pd.DataFrame({"path": ["mine.jpg", "a/ISIC_0000000.jpg"], "split": "train", "target": 1})
-    problems = check.compare_with_official(pd.concat([images, more, more.assign(path="b.jpg", split="extra")]))
+    problems = check.compare_with_official(pd.concat([images, more]))
     assert problems["id"].tolist() == ["ISIC_0000000", "ISIC_0000003", "ISIC_0012258", "mine"]
     assert problems["problem"][:3].tolist() == ["twice", "missing", "in test/nevus, belongs in test/melanoma"]

@@ -71,21 +71,6 @@ def test_a_wrong_layout_is_one_sentence(data_folder, damage, words):
         LesionData(data_folder)
 
 
-def test_extra_images_are_trained_on_but_never_one_that_is_measured(drawn, data_folder, tmp_path):
-    (tmp_path / "more" / "nevus").mkdir(parents=True)
-    test_image = next((drawn / "test" / "nevus").glob("*.jpg"))
-    shutil.copy(test_image, tmp_path / "more" / "nevus" / "new.jpg")
-    data = open_data(data_folder, tmp_path / "more", drop_leaks=False, trained=("train",))
-    assert data.counts.loc["extra"].tolist() == [0, 1, 0, 1] and data.images["id"].iloc[-1] == "data/more/nevus/new.jpg"
-    data = open_data(data_folder, tmp_path / "more", drop_leaks=True, trained=("train",))
-    assert "extra" not in data.counts.index  # it shows a photograph of the test split
-    shutil.copy(test_image, tmp_path / "more" / "nevus")
-    with pytest.raises(DatasetError, match="must not be trained on; remove it"):
-        LesionData(data_folder, tmp_path / "more")
-    with pytest.raises(DatasetError, match="no such folder; set DERMA_EXTRA"):
-        LesionData(data_folder, tmp_path / "missing")
-
-
 def test_a_class_is_never_emptied(drawn):
     data = LesionData(drawn)
     melanomas = data.images["path"][(data.images["split"] == "valid") & (data.images["target"] == 0)]
