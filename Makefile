@@ -2,7 +2,8 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  repeat the published recipe on data/isic2017: two runs, averaged and scored
+# make published  repeat the published recipe: train on data/extra, then on data/isic2017; average and score two runs
+# make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
 RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
 WEIGHTS ?=
 
-.PHONY: run predict published data test test-lowest notebooks lock clean
+.PHONY: run predict published official data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
@@ -33,7 +34,7 @@ predict: .venv/installed
 
 # Both recipes resume when they were interrupted. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
 weights = $(if $(WEIGHTS),$(WEIGHTS)/$(1).safetensors,imagenet)
-ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test \
+ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test DERMA_FOLDS=5 \
 	DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
 average = $(BIN)/python get_results.py --ensemble $(1:%=models/%/results.csv) --out models/$@/results.csv --figures models/$@/scores
 

@@ -36,9 +36,10 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an example
 ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
-SMALL = {"image_size": 160}
-TUNED_SMALL = SMALL | {"epochs": 5, "lr_head": 1e-3, "lr_backbone": 3e-4}
-FIRST = {"weights": "models/published/first"}  # trained on further images: `make published`
+EFFICIENTNET, SMALL_FROZEN = "tf_efficientnetv2_b0", {"frozen": True, "image_size": 160}
+SMALL_TUNED = {"image_size": 160, "epochs": 5, "lr_head": 1e-3, "lr_backbone": 3e-4}
+FIRST = {"weights": "models/published/first"}  # trained on further images, by `make published`
+TWO_STAGES, TWO_FROZEN = "EfficientNetV2-B0, two stages", "frozen EfficientNetV2-B0, two stages"
 OFFICIAL = "tuned DenseNet169, answers at 240 px, with heads"  # a row of deleted options, with predictions in docs/
 
 
@@ -69,19 +70,11 @@ EXPERIMENTS = {
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
     "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
-    "frozen EfficientNetV2-B0": Experiment("tf_efficientnetv2_b0", SMALL | {"frozen": True}, seeds=1),
-    "frozen EfficientNetV2-B0, two stages": Experiment(
-        "tf_efficientnetv2_b0", SMALL | FIRST | {"frozen": True}, "frozen EfficientNetV2-B0", seeds=1
-    ),
-    "EfficientNetV2-B0, two stages": Experiment(
-        "tf_efficientnetv2_b0", TUNED_SMALL | FIRST, "frozen EfficientNetV2-B0, two stages", seeds=1
-    ),
-    "EfficientNetV2-B0, two stages, with heads": Ensemble(
-        ("EfficientNetV2-B0, two stages", "frozen EfficientNetV2-B0, two stages"), "EfficientNetV2-B0, two stages"
-    ),
-    "EfficientNetV2-B0, two stages, with heads and the DenseNet169": Ensemble(
-        ("EfficientNetV2-B0, two stages", "frozen EfficientNetV2-B0, two stages", OFFICIAL), OFFICIAL
-    ),
+    "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, SMALL_FROZEN, seeds=1),
+    TWO_FROZEN: Experiment(EFFICIENTNET, SMALL_FROZEN | FIRST, "frozen EfficientNetV2-B0", seeds=1),
+    TWO_STAGES: Experiment(EFFICIENTNET, SMALL_TUNED | FIRST, TWO_FROZEN, seeds=1),
+    f"{TWO_STAGES}, with heads": Ensemble((TWO_STAGES, TWO_FROZEN), TWO_STAGES),
+    f"{TWO_STAGES}, with heads and the DenseNet169": Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL), OFFICIAL),
 }
 
 

@@ -165,10 +165,13 @@ class LesionData:
         """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own name."""
         names = self.images["path"].map(name_of)
         file = self.root / "metadata.csv"
-        table = pd.read_csv(file, dtype=str) if file.is_file() else pd.DataFrame()
+        try:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
+        except ValueError as error:  # of the parser, or no UTF-8
+            raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); mend it, or rename it.") from None
         if "lesion_id" not in table:
             return names
-        known = dict(zip(table.iloc[:, 0].map(name_of), table["lesion_id"]))
+        known = {name_of(image): lesion for image, lesion in zip(table.iloc[:, 0], table["lesion_id"]) if lesion}
         return names.map(known).fillna(names)
 
     def _cut(self, classes: int) -> None:
