@@ -2,7 +2,7 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  repeat the published recipe: train on data/extra, then on data/isic2017; average and score two runs
+# make published  repeat the published recipe: train on data/extra, then on data/isic2017, average and score
 # make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
@@ -36,15 +36,16 @@ predict: .venv/installed
 weights = $(if $(WEIGHTS),$(WEIGHTS)/$(1).safetensors,imagenet)
 ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test DERMA_FOLDS=5 \
 	DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
-average = $(BIN)/python get_results.py --ensemble $(1:%=models/%/results.csv) --out models/$@/results.csv --figures models/$@/scores
+average = $(BIN)/python get_results.py --ensemble $(1:%=%/results.csv) --out models/$@/results.csv --figures models/$@/scores
 
 DENSENET := $(ISIC) DERMA_MODEL=densenet169 DERMA_WEIGHTS=$(call weights,densenet169)
 official: .venv/installed
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/fine-tuned DERMA_FROZEN=false
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
-	$(call average,official/fine-tuned official/frozen)
+	$(call average,models/official/fine-tuned models/official/frozen)
 
-# EXTRA: further images in class folders, as 'make data FETCH=--extra' fetches them, for the first of two stages.
+# Two stages, averaged with the committed predictions of 'make official'. EXTRA: further images in class folders, as
+# 'make data FETCH=--extra' fetches them, for the first stage. DERMA_DATA: where the official images are.
 EXTRA ?= data/extra
 EFFICIENTNET := $(ISIC) DERMA_MODEL=tf_efficientnetv2_b0 DERMA_IMAGE_SIZE=160
 TUNED := DERMA_FROZEN=false DERMA_EPOCHS=5 DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
@@ -53,7 +54,7 @@ published: .venv/installed
 		DERMA_TTA=false DERMA_WEIGHTS=$(call weights,tf_efficientnetv2_b0)
 	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/fine-tuned DERMA_WEIGHTS=models/published/first
 	$(MAKE) run $(EFFICIENTNET) DERMA_RESULTS=models/published/frozen DERMA_WEIGHTS=models/published/first DERMA_FROZEN=true
-	$(call average,published/fine-tuned published/frozen)
+	$(call average,models/published/fine-tuned models/published/frozen docs/official)
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

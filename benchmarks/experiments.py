@@ -6,7 +6,7 @@
     python benchmarks/experiments.py --table                 # the table from the CSV; nothing is trained
 
 Each experiment executes skin_lesion_classification.ipynb once for each seed, on five folds of train and valid; the test
-split is never predicted. The predictions stay in models/experiments/. An interrupted run goes on where it stopped.
+split is never predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -57,14 +57,11 @@ class Ensemble(NamedTuple):
 
     members: tuple[str, ...]
     against: str = ""
-    seeds: int = 1
+    seeds: int = 0  # nothing is trained
 
 
 EXPERIMENTS = {
     "frozen ResNet50": Experiment("resnet50.tv_in1k", FROZEN, seeds=1),
-    "frozen ResNet50, first trained on further images": Experiment(
-        "resnet50.tv_in1k", FROZEN | {"weights": "models/first-resnet50"}, "frozen ResNet50", seeds=1
-    ),
     "frozen ResNet50, one view": Experiment("resnet50.tv_in1k", ONE_VIEW, "frozen ResNet50"),
     "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50", seeds=1),
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
@@ -89,7 +86,7 @@ def variables(name: str, weights: str | None = None) -> dict[str, str]:
 def command(name: str) -> str:
     """Return the line that repeats an experiment with the first seed and the default weights."""
     if isinstance(EXPERIMENTS[name], Ensemble):
-        files = [folders_of(each)[0].relative_to(ROOT) / "results.csv" for each in EXPERIMENTS[name].members]
+        files = [folders_of(each)[0].relative_to(ROOT) / "held_out.csv" for each in EXPERIMENTS[name].members]
         return f"python get_results.py --ensemble {' '.join(map(str, files))}"
     shown = " ".join(f"{key}={value}" for key, value in variables(name).items())
     return f"{shown} python -m derma.execute {NOTEBOOK} executed.ipynb"
@@ -200,7 +197,8 @@ def write_tables() -> None:
     for name in EXPERIMENTS:
         if is_finished(name):
             own = row(name, records_of(name, table), is_finished(EXPERIMENTS[name].against))
-            table.loc[name] = pd.Series(own).reindex(table.columns, fill_value="")
+            kept = table.loc[name].filter(like="test_auc").to_dict() if name in table.index else {}
+            table.loc[name] = pd.Series(own | kept).reindex(table.columns, fill_value="")
     table.to_csv(TABLE)
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split("<!-- table -->")[0], page.split("<!-- /table -->")[1]
@@ -232,7 +230,7 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain", "-uno", "--", ".", ":!docs"], cwd=ROOT)
     for name in options.names:
-        for seed in range(EXPERIMENTS[name].seeds if isinstance(EXPERIMENTS[name], Experiment) else 0):
+        for seed in range(EXPERIMENTS[name].seeds):
             run(name, seed, options.weights, commit + ("-dirty" if changed else ""))
         write_tables()
 

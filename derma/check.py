@@ -63,7 +63,7 @@ def draw_sheet(pairs: pd.DataFrame) -> Image.Image:
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.check``; returns the exit code, 2 if the folder cannot be opened."""
     parser = Parser(prog="python -m derma.check", description="Check a data folder for gaps, damage and leaks.")
-    parser.add_argument("data", type=Path, help="a folder {train,valid,test}/{melanoma,nevus,seborrheic_keratosis}")
+    parser.add_argument("data", type=Path, help="a folder {train,valid,test}/<class>, or the class folders alone")
     options = parser.parse_args(arguments)
     try:
         data = LesionData(options.data)

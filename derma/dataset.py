@@ -96,16 +96,16 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not is_passed_over(entry.name))
 
 
-def _scan(folder: Path, split: str, identifier: str, required: bool) -> Iterator[tuple[str, str, str, int]]:
+def _scan(folder: Path, split: str, identifier: str) -> Iterator[tuple[str, str, str, int]]:
     """Yield ``(path, id, split, target)`` for the files of a folder of class folders, images by their ending or not."""
     if not folder.is_dir():
-        what = f"the split folder '{split}' is missing; make it, with class folders {', '.join(CLASSES)}"
-        raise DatasetError(f"{folder}: {what}.")
+        raise DatasetError(f"{folder}: the split folder '{split}' is missing; make it, with a folder for each class.")
     names = {entry.name for entry in _visible(folder) if entry.is_dir()}
     for name in sorted(names.difference(CLASSES)):
-        raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(CLASSES)} and no other.")
+        known = CLASSES if split else SPLITS + CLASSES
+        raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(known)} and no other.")
     for target, name in enumerate(CLASSES):
-        if required and name not in names:
+        if split and name not in names:
             raise DatasetError(f"{folder / name}: this class folder is missing; a split holds all three.")
         for entry in _visible(folder / name) if name in names else ():
             if entry.is_dir():
@@ -117,8 +117,8 @@ class LesionData:
     """A data folder with its three splits, opened and checked once.
 
     Every image is decoded once (at reduced scale) while opening. Masks and what cannot be decoded are ``unreadable``.
-    Class folders without splits are cut into splits: three quarters train, an eighth each valid and test. If they lie
-    beside a ``metadata.csv`` with a column ``lesion_id``, the images of a lesion stay together.
+    Class folders without splits are cut into splits: three quarters train, an eighth each valid and test. If a
+    ``metadata.csv`` with a column ``lesion_id`` lies beside them, the images of a lesion stay together.
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``, or the class folders themselves.
@@ -140,13 +140,14 @@ class LesionData:
         if not self.root.is_dir():
             raise DatasetError(
                 f"{self.root}: {'a file and no folder' if self.root.exists() else 'no such folder'}; name one that "
-                f"holds {', '.join(SPLITS)}. 'make data' fetches data/isic2017, 'python -m derma.sample' draws one."
+                f"holds {', '.join(SPLITS)}, or class folders. 'make data' fetches data/isic2017, "
+                "'make data FETCH=--extra' data/extra, and 'python -m derma.sample' draws one."
             )
         cut = not any((self.root / split).is_dir() for split in SPLITS)
         if cut:
-            rows = list(_scan(self.root, "", self.name, required=False))
+            rows = list(_scan(self.root, "", self.name))
         else:
-            rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}", True)]
+            rows = [row for split in SPLITS for row in _scan(self.root / split, split, f"{self.name}/{split}")]
         rows = [row for row in rows if Path(row[0]).suffix.lower() in ENDINGS]
         images = pd.DataFrame(rows, columns=["path", "id", "split", "target"])
         with ThreadPoolExecutor() as pool:  # Pillow's decoders release the GIL
@@ -167,24 +168,26 @@ class LesionData:
         file = self.root / "metadata.csv"
         try:
             table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
-        except ValueError as error:  # of the parser, or no UTF-8
+        except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); mend it, or rename it.") from None
         if "lesion_id" not in table:
             return names
         known = {name_of(image): lesion for image, lesion in zip(table.iloc[:, 0], table["lesion_id"]) if lesion}
+        if known and not names.isin(known).any():
+            raise DatasetError(f"{file}: its first column names none of the images; put their names there.")
         return names.map(known).fillna(names)
 
     def _cut(self, classes: int) -> None:
-        """Give the lesions of each class splits in turn; a DatasetError if fewer ``classes`` have eight images."""
-        counts = self.images["target"].value_counts()
-        if len(counts) < classes or counts.min() < 8:
-            raise DatasetError(
-                f"{self.root}: neither splits ({', '.join(SPLITS)}) nor {classes} class folders ({', '.join(CLASSES)}) "
-                "with eight images each; sort the images into such folders."
-            )
+        """Give the lesions of each class splits in turn; a DatasetError if there are fewer classes or lesions."""
         turns = np.array(["train", "test", "train", "train", "train", "valid", "train", "train"])
         lesions = self._lesions()
         first = self.images.assign(lesion=lesions).drop_duplicates("lesion")
+        counts = first["target"].value_counts()
+        if len(counts) < classes or counts.min() < 8:
+            raise DatasetError(
+                f"{self.root}: neither splits ({', '.join(SPLITS)}) nor at least {classes} of the class folders "
+                f"({', '.join(CLASSES)}), each with eight readable images of different lesions; make such folders."
+            )
         split = dict(zip(first["lesion"], turns[first.groupby("target").cumcount() % len(turns)]))
         self.images["split"] = lesions.map(split)
 
@@ -207,10 +210,8 @@ class LesionData:
         seen: dict[tuple[str, str], str] = {}
         for path, split in zip(self.images["path"], self.images["split"]):
             name = name_of(path)
-            if (split, name) in seen:
-                raise DatasetError(
-                    f"{path}: has the name of {seen[split, name]} (case and extension do not count); rename one."
-                )
+            if other := seen.get((split, name)):
+                raise DatasetError(f"{path}: has the name of {other} (case and extension do not count); rename one.")
             seen[split, name] = path
 
     @property

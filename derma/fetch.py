@@ -201,7 +201,7 @@ def _remove_official(out: Path, official: LesionData) -> Reasons:
 def add_extra(out: Path, table: pd.DataFrame, official: LesionData) -> Reasons:
     """Delete images, of earlier calls too, that show an official photograph; move new ones into ``out/<class>``.
 
-    ``out/metadata.csv`` gets diagnosis, licence and attribution of each. Returns the removed ones.
+    ``out/metadata.csv`` gets diagnosis, lesion, licence and attribution of each. Returns the removed ones.
     """
     removed = _remove_official(out, official)
     if (out / "metadata.csv").exists():

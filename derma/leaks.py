@@ -27,8 +27,6 @@ def find_leaks(images: pd.DataFrame) -> pd.DataFrame:
 def training_leaks(images: pd.DataFrame, trained: tuple[str, ...]) -> pd.DataFrame:
     """Return the training images that show a photograph of a split that is not trained on.
 
-    ``trained`` are the splits that are trained on.
-
     Returns:
         A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``
         (of the other) and ``fine`` (their correlation, at most 1).

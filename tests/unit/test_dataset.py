@@ -150,14 +150,15 @@ def test_class_folders_alone_are_cut_into_splits(drawn, tmp_path):
     images = LesionData(clinic).images
     assert images["split"].value_counts().to_dict() == {"train": 33, "valid": 3, "test": 6}
     assert images.set_index(images["path"].map(os.path.basename)).loc[names[:9], "split"].nunique() == 1
-    (clinic / "metadata.csv").write_bytes(b"isic_id,lesion_id\n\xff")
-    with pytest.raises(DatasetError, match=r"metadata.csv: not a CSV file"):
-        LesionData(clinic)
+    for content, words in ((b"isic_id,lesion_id\n\xff", "not a CSV file"), (b"lesion_id,id\n1,2\n", "names none of")):
+        (clinic / "metadata.csv").write_bytes(content)
+        with pytest.raises(DatasetError, match=f"metadata.csv: .*{words}"):
+            LesionData(clinic)
     (clinic / "metadata.csv").unlink()
     shutil.rmtree(clinic / "seborrheic_keratosis")  # another clinic's images may lack a class
     assert (LesionData(clinic, need_classes=False).counts["seborrheic_keratosis"] == 0).all()
-    with pytest.raises(DatasetError, match=r"neither splits .* nor 3 class folders .* with eight images each"):
+    with pytest.raises(DatasetError, match=r"neither splits .* nor at least 3 of the class folders .* with eight"):
         LesionData(clinic)
     shutil.rmtree(clinic / "nevus")
-    with pytest.raises(DatasetError, match=r"neither splits .* nor 2 class folders .* with eight images each"):
+    with pytest.raises(DatasetError, match=r"neither splits .* nor at least 2 of the class folders .* with eight"):
         LesionData(clinic, need_classes=False)

@@ -196,7 +196,7 @@ def extra(server, faultless, tmp_path, monkeypatch):
     for name, path in new.items():
         server.files[f"/full/{name}.jpg"] = path.read_bytes()
         full = {"url": f"{server.address}/full/{name}.jpg", "size": path.stat().st_size}
-        clinical = {"diagnosis_1": path.parent.name, "diagnosis_3": "in situ"}
+        clinical = {"diagnosis_1": path.parent.name, "diagnosis_3": "in situ", "lesion_id": "IL_1"}
         record = {"isic_id": name, "files": {"full": full}, "metadata": {"clinical": clinical}}
         records.append(record | {"copyright_license": None if name == "NEW_2000004" else "CC-BY"})
 
@@ -227,7 +227,8 @@ def test_extra_brings_new_images_with_licences_and_no_official_ones(server, caps
         assert len([path for path in server.requests if path.startswith("/full")]) == expected
         metadata, report = pd.read_csv(out / "metadata.csv").set_index("isic_id"), pd.read_csv(out / "refused.csv")
         assert {Path(name).stem for name in images(out)} == set(metadata.index) == NEW
-        assert list(metadata.loc["NEW_2000000", ["licence", "diagnosis"]]) == ["CC-BY", "melanoma: in situ"]
+        columns = ["licence", "lesion_id", "diagnosis"]
+        assert list(metadata.loc["NEW_2000000", columns]) == ["CC-BY", "IL_1", "melanoma: in situ"]
         assert set(report["file"]) == {"COPY_1", "COPY_2"}
         assert report["reason"].str.match(r"shows the photograph of DRAWN_\d+ \(test\)").all()
 
