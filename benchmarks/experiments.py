@@ -68,6 +68,7 @@ EXPERIMENTS = {
     "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
     "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, SMALL_FROZEN, seeds=1),
+    "frozen EfficientNetV2-B0, one view": Experiment(EFFICIENTNET, ONE_VIEW | {"image_size": 128}, seeds=1),
     TWO_FROZEN: Experiment(EFFICIENTNET, SMALL_FROZEN | FIRST, "frozen EfficientNetV2-B0", seeds=1),
     TWO_STAGES: Experiment(EFFICIENTNET, SMALL_TUNED | FIRST, TWO_FROZEN, seeds=1),
     f"{TWO_STAGES}, with heads": Ensemble((TWO_STAGES, TWO_FROZEN), TWO_STAGES),
