@@ -118,7 +118,7 @@ class LesionData:
 
     Every image is decoded once (at reduced scale) while opening. Masks and what cannot be decoded are ``unreadable``.
     Class folders without splits are cut into splits: three quarters train, an eighth each valid and test. If a
-    ``metadata.csv`` with a column ``lesion_id`` lies beside them, the images of a lesion stay together.
+    ``metadata.csv`` with a column ``lesion_id`` lies there too, the images of a lesion stay together.
 
     Args:
         root: a folder that holds ``train``, ``valid`` and ``test``, or the class folders themselves.
@@ -169,7 +169,7 @@ class LesionData:
         try:
             table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
         except (OSError, ValueError) as error:
-            raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); mend it, or rename it.") from None
+            raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); correct it, or rename it.") from None
         if "lesion_id" not in table:
             return names
         known = {name_of(image): lesion for image, lesion in zip(table.iloc[:, 0], table["lesion_id"]) if lesion}
