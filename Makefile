@@ -16,7 +16,6 @@ NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ip
 MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
 NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
 RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
-WEIGHTS ?=
 
 .PHONY: run predict published official data test test-lowest notebooks lock clean
 

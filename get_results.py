@@ -5,7 +5,7 @@
     python get_results.py results.csv --compare other.csv # is one better than the other, or is it chance?
     python get_results.py --ensemble models/a/results.csv models/b/results.csv --out models/m/results.csv
     python get_results.py 0.4 --ensemble a.csv b.csv      # the mean of several predictions, at another threshold
-    python get_results.py logits.csv --scores             # any numbers: only what their order tells
+    python get_results.py logits.csv --scores             # any numbers, such as logits: the AUC alone
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
 The truth is the ground_truth.csv in the folder of the predictions, or else the one in this folder, unless --truth names
@@ -72,11 +72,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of text")
     folder = Path("images/scores")
     parser.add_argument("--figures", type=Path, default=folder, metavar="DIR", help=f"default: {folder}; or 'none'")
-    parser.add_argument("--show", action="store_true", help="also open the figures in windows")
     parser.add_argument(
         "--resamples", type=whole_number(1, 10_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap (default: 0)")
     options = parser.parse_args(arguments)
     if options.ensemble and options.threshold is None:
         options.results, options.threshold = None, options.results
@@ -86,8 +84,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--out goes with --ensemble")
     if options.scores and (options.ensemble or options.threshold):
         parser.error("--scores goes without a threshold and without --ensemble, which need probabilities")
-    if options.show and str(options.figures) == "none":
-        parser.error("--show needs figures; remove --figures none")
     threshold = number(options.threshold or "0.5")
     if not 0 <= threshold <= 1:
         parser.error(f"the threshold '{options.threshold}' should be a number from 0 to 1")
@@ -205,7 +201,7 @@ def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
     print(f"\nOut of fold: mean AUC {chosen.area} on {chosen.images:,} images of {' and '.join(map(str, files))}.")
     if chosen.point:
         print_points([chosen.point])
-        print(f"This threshold finds {chosen.goal:.0%} of the melanomas out of fold. The row shows the images scored.")
+        print(f"This threshold finds {scoring.GOAL:.0%} of the melanomas out of fold. The row shows the images scored.")
     names = (NAMES[1], "nevus", NAMES[2])
     offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(names, chosen.calibrator.offsets, strict=True))
     print(
@@ -237,17 +233,14 @@ def print_comparison(comparison: dict[int, scoring.Comparison], other: Path) -> 
 
 
 def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespace) -> list[str]:
-    """Draw the figures, and open them in windows if asked; returns their files."""
+    """Draw the figures; returns their files."""
     import matplotlib
 
-    if not options.show:
-        matplotlib.use("agg")  # no window, and no search for a display
-    from matplotlib import pyplot as plt
-
+    matplotlib.use("agg")  # no window, and no search for a display
     from derma import figures
 
     files = [options.figures / "roc.png"]
-    figures.roc(joined, report.points, files[0], options.resamples, options.seed)
+    figures.roc(joined, report.points, files[0], options.resamples)
     if report.calibration:
         files.append(options.figures / "reliability.png")
         figures.reliability(report.calibration, files[-1])
@@ -255,8 +248,6 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
         files.append(options.figures / "melanoma_confusion.png")
         title = f"Melanoma at threshold {report.points[0].threshold:.3g}"
         figures.confusion(report.points[0].matrix, ["other", "melanoma"], title, files[-1])
-    if options.show:
-        plt.show()
     return list(map(str, files))
 
 
@@ -267,16 +258,16 @@ def run(options: argparse.Namespace) -> None:
     if options.compare:
         other = read_table(options.compare, scores=options.scores)
         loaded.warnings += other.warnings
-        comparison = scoring.compare(joined, join(other, loaded.truth), options.resamples, options.seed)
+        comparison = scoring.compare(joined, join(other, loaded.truth), options.resamples)
     for warning in loaded.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     if options.out:
         truth = loaded.truth.values.astype(int).assign(Id=loaded.truth.identifiers)
         write_predictions(options.out, joined, truth, loaded.held_out)
-    report = scoring.report(joined, options.threshold, options.resamples, options.seed)
+    report = scoring.report(joined, options.threshold, options.resamples)
     out_of_fold = None
     if loaded.held_out is not None:
-        out_of_fold = scoring.out_of_fold(loaded.held_out, joined, resamples=options.resamples, seed=options.seed)
+        out_of_fold = scoring.out_of_fold(loaded.held_out, joined, options.resamples)
     drawn = str(options.figures) != "none"
     if options.json:
         melanomas, keratoses = (int(joined[f"true_{category}"].sum()) for category in (1, 2))

@@ -39,8 +39,8 @@ def lesion_share(image: Image.Image) -> float:
     """Return the share of an RGB image's visible area that the lesion takes, from 0 to 1.
 
     The lesion is what is darker than Otsu's threshold (1979, https://doi.org/10.1109/TSMC.1979.4310076) after
-    smoothing: the connected part with the greatest weight, where pixels near the centre weigh more. Of 42 validation
-    images of ISIC 2017, some 30 were outlined right. Pale lesions, ink and lesions that fill the image mislead it.
+    smoothing: the connected part with the greatest weight, where pixels near the centre weigh more.
+    docs/model_card.md says how often it is right. Pale lesions, ink and lesions that fill the image mislead it.
     """
     brightness = _brightness(image)
     field = _field(brightness)
@@ -93,9 +93,9 @@ def scale_shown(image: Image.Image) -> bool:
     Candidates are straight lines of at least 0.3 of the side (probabilistic Hough transform: Matas et al., 2000,
     https://doi.org/10.1006/cviu.1999.0831) in what is dark and thin (black top-hat).
 
-    The limit was set on 300 training images of ISIC 2017. On 120 others, labelled by eye before, it found 46 of 49
-    scales, and 4 in the other 71: hairs and the texture of large lesions mislead it. Rulers that show only ticks at the
-    image's edge, in another tenth of the images, do not count and are seldom found.
+    The limit was set on 300 training images of ISIC 2017; docs/model_card.md says how often it is right on others.
+    Hairs and the texture of large lesions mislead it. Rulers of which only the ticks at the image's edge show do not
+    count and are seldom found.
     """
     brightness = _brightness(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     without = closing(brightness, disk(3))

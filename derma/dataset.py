@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
-from derma.tables import name_of
+from derma.tables import CLASSES, name_of
 
 SPLITS = ("train", "valid", "test")
-CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")
 LABELS = [name.replace("_", " ") for name in CLASSES]
 # The endings of files that are taken for images; why_unreadable refuses those that torchvision does not list.
 ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}

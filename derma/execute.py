@@ -34,7 +34,7 @@ FOR_CPUS = {
     # OpenMP's threads sleep while they wait: spinning, they slow torch down tenfold where anything else uses a core.
     "OMP_WAIT_POLICY": "PASSIVE",
     # glibc keeps the memory of a step for the next. By default it returns large blocks, and the system zeroes new ones:
-    # a fifth of a training's time on CPUs (gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html).
+    # docs/speed.md has what that costs (gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html).
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }

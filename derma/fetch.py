@@ -271,7 +271,7 @@ def fetch_extra(options: Namespace, address: str, out: Path, web: Web) -> Reason
 
 def _run(options: Namespace, out: Path) -> str:
     """Do what the options say; returns a message if an image is missing in the end."""
-    web = Web(options.connections, options.timeout, options.retries)
+    web = Web(options.connections)
     address = web.log_in(options.address or (API if options.extra else SOURCES[options.source][0]))
     print(f"Asking {address}", flush=True)  # the first answer may take a minute
     missing = (fetch_extra if options.extra else fetch_challenge)(options, address, out, web)
@@ -297,8 +297,6 @@ def main(arguments: list[str] | None = None) -> int:
         ("most", 1, 2**31, 2000, "N", "with --extra: images of each class"),
         ("short-side", 16, 8192, shrink.SHORT_SIDE, "PIXELS", "of the images written"),
         ("connections", 1, 64, 8, "N", "images at a time"),
-        ("timeout", 1, 3600, 30, "SECONDS", "of a server's silence"),
-        ("retries", 0, 100, 6, "N", "tries after the first"),
     ):
         text = f"{what}; default: %(default)s"
         add(f"--{name}", type=whole_number(low, high), default=default, metavar=unit, help=text)

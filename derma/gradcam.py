@@ -11,37 +11,33 @@ from torch.nn import functional
 def grad_cam(
     network: nn.Module, layer: nn.Module, images: torch.Tensor, targets: torch.Tensor
 ) -> np.ndarray | list[None]:
-    """Return heat maps (N, H, W) in [0, 1] by Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391).
+    """Return heat maps (N, S, S) in [0, 1] by Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391).
 
     Args:
-        network: gives logits (N, classes); its parameters may be frozen.
+        network: in evaluation mode, gives logits (N, classes); its parameters may be frozen.
         layer: a module that it uses, best its last with an output (N, C, h, w). Other outputs, such as a vision
             transformer's tokens, have no map: a list of N None is returned.
-        images: (N, 3, H, W), as the network takes them.
+        images: (N, 3, S, S), as the network takes them.
         targets: (N,) class indices to explain.
     """
     maps = []
 
     def start_gradient(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        square = images.shape[2] == images.shape[3]
-        if output.ndim != 4 or (square and output.shape[2] != output.shape[3]):  # such as (N, tokens, C), (N, H, W, C)
+        if output.ndim != 4 or output.shape[2] != output.shape[3]:  # such as (N, tokens, C), (N, H, W, C)
             return None  # leaves the output as it is
         maps.append(output.detach().clone().requires_grad_())  # a leaf: neither images nor weights need a gradient
         return maps[-1].clone()  # which layers that work in place may change
 
-    training = {module: module.training for module in network.modules()}
     hook = layer.register_forward_hook(start_gradient)
     try:
         with torch.enable_grad():
-            logits = network.eval()(images)
+            logits = network(images)
             if not maps:
                 return [None] * len(images)
             chosen = logits.gather(1, torch.as_tensor(targets, device=logits.device).view(-1, 1)).sum()
             (gradient,) = torch.autograd.grad(chosen, maps[-1])
     finally:
         hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     heat = (gradient.mean((2, 3), keepdim=True) * maps[-1].detach()).sum(1, keepdim=True).relu().float()
     heat = functional.interpolate(heat, images.shape[2:], mode="bilinear").squeeze(1)
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()

@@ -28,8 +28,8 @@ def training_leaks(images: pd.DataFrame, trained: tuple[str, ...]) -> pd.DataFra
     """Return the training images that show a photograph of a split that is not trained on.
 
     Returns:
-        A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph), ``split``
-        (of the other) and ``fine`` (their correlation, at most 1).
+        A row for each pair: ``train`` (a path), ``other`` (the path of the image with the same photograph) and
+        ``split`` (of the other).
     """
     split_of = dict(zip(images["path"], images["split"]))
     remaining, found = list(split_of), []
@@ -38,8 +38,7 @@ def training_leaks(images: pd.DataFrame, trained: tuple[str, ...]) -> pd.DataFra
         ordered = pairs["first"].map(split_of).isin(trained)
         train = pairs["first"].where(ordered, pairs["second"])
         other = pairs["second"].where(ordered, pairs["first"])
-        split, fine = other.map(split_of), pairs["fine"]
-        found.append(pd.DataFrame({"train": train, "other": other, "split": split, "fine": fine}))
+        found.append(pd.DataFrame({"train": train, "other": other, "split": other.map(split_of)}))
         if pairs.empty:
             return pd.concat(found, ignore_index=True)
         # Each image is compared with its nearest few only: what many copies hid is found among the others.

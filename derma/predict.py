@@ -54,7 +54,7 @@ from derma.tables import (
 )
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
-Refused = list[tuple[Path, str]]  # files, each with the reason
+Reasons = list[tuple[Path, str]]  # files, each with the reason
 LEGEND = (
     "The probabilities are calibrated. Suspicious means that the uncalibrated probability of melanoma reaches the "
     f"threshold that finds {GOAL:.0%} of the held-out melanomas."
@@ -148,7 +148,7 @@ class TrainedRun:
             ]
         return np.mean([part.cpu().double().numpy() for part in parts], axis=0)
 
-    def predict_files(self, files: Iterable[Path]) -> tuple[list[Path], np.ndarray, Refused]:
+    def predict_files(self, files: Iterable[Path]) -> tuple[list[Path], np.ndarray, Reasons]:
         """Return the files that can be read, their class probabilities (N, 3), and the others with the reasons.
 
         The memory in use depends on the batch size and not on the number of files.
@@ -200,7 +200,7 @@ def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
             yield result
 
 
-def find_images(places: list[Path]) -> tuple[list[Path], Refused]:
+def find_images(places: list[Path]) -> tuple[list[Path], Reasons]:
     """Return the images among files and folders, each folder's in the order of their paths, and what cannot be read.
 
     Raises:
@@ -250,7 +250,7 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | Non
     return runs, held_out, *choose_out_of_fold(held_out)
 
 
-def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Refused]:
+def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Reasons]:
     """Return what :meth:`TrainedRun.predict_files` does, for the mean of several runs."""
     parts, refused = [], []
     for run in runs:

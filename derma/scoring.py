@@ -5,7 +5,7 @@ ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/la
 
 Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,) numbers, higher for positives;
 ``probabilities`` (N,) in [0, 1]; ``joined`` what ``derma.tables.join`` returns: columns ``task_1``, ``task_2``,
-``true_1`` and ``true_2``; ``resamples`` and ``seed`` those of the bootstrap. What is given by category is None where
+``true_1`` and ``true_2``; ``resamples`` those of the bootstrap. What is given by category is None where
 that category is not defined, such as 2 and 3 without a keratosis; see ``derma.tables.defined``.
 """
 
@@ -170,9 +170,7 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
     return Comparison(Estimate(difference, max(-1.0, difference - Z * error), min(1.0, difference + Z * error)), p)
 
 
-def bootstrap_areas(
-    joined: pd.DataFrame, columns: Sequence[str] = ("task_1", "task_2"), resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
+def bootstrap_areas(joined: pd.DataFrame, columns: Sequence[str], resamples: int = RESAMPLES) -> np.ndarray:
     """Resample the images within each of the three classes and return the AUCs of every resample.
 
     Args:
@@ -182,7 +180,7 @@ def bootstrap_areas(
     Returns:
         (resamples, columns) areas in [0, 1].
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     classes = (joined["true_1"] + 2 * joined["true_2"]).to_numpy().astype(int)
     scores = joined[list(columns)].to_numpy()
     orders = np.argsort(scores, axis=0, kind="stable").T
@@ -220,12 +218,12 @@ def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
     return Comparison(percentile_interval(difference, resampled), float(p))
 
 
-def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates, (resamples, thresholds + 1), of resampled negatives and positives.
 
     Thresholds fall from above the highest score to the lowest; beyond 1,000 distinct scores neighbours are grouped.
     """
-    rng, truth, values = np.random.default_rng(seed), np.asarray(truth).astype(bool), np.unique(scores)
+    rng, truth, values = np.random.default_rng(0), np.asarray(truth).astype(bool), np.unique(scores)
     if len(values) > 1000:
         values = np.unique(np.quantile(scores, np.linspace(0, 1, 1000), method="higher"))
     ranks = np.searchsorted(values, scores)
@@ -238,14 +236,14 @@ def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int, seed
 
 
 def roc_band(
-    truth: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    truth: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled separately.
 
     It is given as three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
     """
     grid = np.linspace(0, 1, 201)
-    curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples, seed))]
+    curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples))]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
     curve = np.interp(grid, *roc_curve(truth, scores)[:2])
     return grid, np.minimum(low, curve), np.maximum(high, curve)
@@ -291,21 +289,21 @@ class Report:
     calibration: dict[int, Calibration | None]
 
 
-def _bootstrap_scores(joined: pd.DataFrame, resamples: int, seed: int) -> dict[int, Estimate | None]:
+def _bootstrap_scores(joined: pd.DataFrame, resamples: int) -> dict[int, Estimate | None]:
     known, areas = defined(joined), score(joined)
-    resampled = bootstrap_areas(joined, [f"task_{k}" for k in known], resamples, seed)
+    resampled = bootstrap_areas(joined, [f"task_{k}" for k in known], resamples)
     drawn = dict(zip(known, resampled.T)) | ({3: resampled.mean(axis=1)} if len(known) == 2 else {})
     return {k: percentile_interval(areas[k - 1], drawn[k]) if k in drawn else None for k in (1, 2, 3)}
 
 
-def report(joined: pd.DataFrame, threshold: float | None = 0.5, resamples: int = RESAMPLES, seed: int = 0) -> Report:
+def report(joined: pd.DataFrame, threshold: float | None = 0.5, resamples: int = RESAMPLES) -> Report:
     """Measure predictions, melanoma first at ``threshold``; None if they are no probabilities."""
-    bootstrapped = _bootstrap_scores(joined, resamples, seed)
+    bootstrapped = _bootstrap_scores(joined, resamples)
     areas = _each(joined, delong) | {3: bootstrapped[3]}
     points = []
     if threshold is not None and areas[1]:
         melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
-        chosen = points_at_sensitivities(*melanoma, CHALLENGE_SENSITIVITIES, resamples, seed)
+        chosen = points_at_sensitivities(*melanoma, CHALLENGE_SENSITIVITIES, resamples)
         points = [operating_point(*melanoma, threshold), *chosen]
     return Report(
         areas=areas,
@@ -324,15 +322,13 @@ class OutOfFold:
 
     Attributes:
         images, area: number of out-of-fold predictions, and their category 3.
-        goal: the sensitivity out of fold at which melanoma's threshold was chosen.
-        point: what that threshold gives on the other images; None if no melanoma is among them.
+        point: what melanoma's threshold gives on the other images; None if no melanoma is among them.
         calibrator: fitted out of fold.
         before, after: expected calibration error of categories 1 and 2 on the other images, without and with it.
     """
 
     images: int
     area: Estimate
-    goal: float
     point: OperatingPoint | None
     calibrator: Calibrator
     before: dict[int, float | None]
@@ -352,14 +348,13 @@ def choose_out_of_fold(held_out: pd.DataFrame) -> tuple[float, Calibrator]:
     return threshold, fit_calibrator(targets, three_classes(held_out))
 
 
-def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> OutOfFold:
+def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = RESAMPLES) -> OutOfFold:
     """Choose a threshold and fit a calibration on ``held_out``, and measure both on ``joined``, other images."""
     threshold, calibrator = choose_out_of_fold(held_out)
     first, _, second = calibrator(three_classes(joined)).T
     return OutOfFold(
         images=len(held_out),
-        area=_bootstrap_scores(held_out, resamples, seed)[3],
-        goal=GOAL,
+        area=_bootstrap_scores(held_out, resamples)[3],
         point=operating_point(joined["true_1"], joined["task_1"], threshold) if 1 in defined(joined) else None,
         calibrator=calibrator,
         before=_each(joined, lambda *pair: calibration(*pair).error),
@@ -367,25 +362,21 @@ def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = R
     )
 
 
-def compare(
-    first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[int, Comparison | None]:
+def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES) -> dict[int, Comparison | None]:
     """Compare two predictions of the same images, with one truth: by DeLong's test, category 3 by the bootstrap."""
     both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
     result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in defined(first)}
     if len(result) < 2:
         return {k: result.get(k) for k in (1, 2, 3)}
     weights = {"task_1": 0.5, "task_2": 0.5, "other_task_1": -0.5, "other_task_2": -0.5}
-    resampled = bootstrap_areas(both, list(weights), resamples, seed)
+    resampled = bootstrap_areas(both, list(weights), resamples)
     result[3] = bootstrap_test(score(first)[2] - score(second)[2], resampled @ list(weights.values()))
     return result
 
 
-def balanced_accuracy_interval(
-    targets: np.ndarray, predictions: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
+def balanced_accuracy_interval(targets: np.ndarray, predictions: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
     """Return the mean recall of the classes that occur in (N,) class indices, with a bootstrap within each class."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     right = [predictions[targets == k] == k for k in np.unique(targets)]
     drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
     return percentile_interval(float(np.mean([each.mean() for each in right])), drawn)
@@ -422,7 +413,7 @@ def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal
 
 
 def points_at_sensitivities(
-    truth: np.ndarray, probabilities: np.ndarray, goals: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
+    truth: np.ndarray, probabilities: np.ndarray, goals: Sequence[float], resamples: int = RESAMPLES
 ) -> list[OperatingPoint]:
     """Return what holds at given sensitivities, interpolated on the ROC curve, by a bootstrap of that same value.
 
@@ -430,7 +421,7 @@ def points_at_sensitivities(
     it is measured on is itself uncertain: with it fixed, Wilson's intervals would be far too narrow. ``threshold`` and
     ``matrix`` are of :func:`threshold_for_sensitivity`.
     """
-    rates = _resampled_rates(truth, probabilities, resamples, seed)
+    rates = _resampled_rates(truth, probabilities, resamples)
     curve = roc_curve(truth, probabilities, drop_intermediate=False)[:2]
     positives, negatives, points = np.sum(truth), np.sum(1 - np.asarray(truth)), []
     for goal in goals:

@@ -26,7 +26,7 @@ from derma.files import write_bytes, write_together
 HEADERS = (("Id", "task_1", "task_2"), ("image_id", "melanoma", "seborrheic_keratosis"))
 COLUMNS = HEADERS[0]
 TASKS = {"task_1": "Melanoma", "task_2": "Seborrheic keratosis"}
-CLASS_FOLDERS = ("melanoma", "nevus", "seborrheic_keratosis")  # derma.dataset has them too, but imports torch
+CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")  # the class folders
 EXPECTED = " or ".join(",".join(header) for header in HEADERS)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # not found in text files
 # Only these, so that "lesion.1" and "lesion.2" stay two.
@@ -209,12 +209,12 @@ def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = F
 def truth_from_ids(table: Table) -> Table:
     """Return the truth of a table whose Ids are paths with a class folder, ``.../melanoma/ISIC_0000002.jpg``."""
     folders = np.array([PurePosixPath(identifier.replace("\\", "/")).parent.name for identifier in table.identifiers])
-    unknown = ~np.isin(folders, CLASS_FOLDERS)
-    what = f"has no class folder; give a path such as data/isic2017/train/{CLASS_FOLDERS[0]}/ISIC_0000002.jpg"
+    unknown = ~np.isin(folders, CLASSES)
+    what = f"has no class folder; give a path such as data/isic2017/train/{CLASSES[0]}/ISIC_0000002.jpg"
     _refuse(table.file, unknown, table.rows, table.identifiers, "Id", what)
-    for name in sorted(set(CLASS_FOLDERS) - set(folders)):
+    for name in sorted(set(CLASSES) - set(folders)):
         raise TableError(f"{table.file}: no image is in a folder '{name}'; a calibration needs all three classes.")
-    values = {"task_1": folders == CLASS_FOLDERS[0], "task_2": folders == CLASS_FOLDERS[2]}
+    values = {"task_1": folders == CLASSES[0], "task_2": folders == CLASSES[2]}
     return replace(table, values=pd.DataFrame(values, index=table.values.index, dtype=float), warnings=())
 
 

@@ -48,7 +48,7 @@ class Web:
     ``retries`` times, after pauses from half a second to a minute.
     """
 
-    def __init__(self, connections: int = 8, timeout: float = 30.0, retries: int = 6):
+    def __init__(self, connections: int, timeout: float = 30.0, retries: int = 6):
         self.connections, self.retries = connections, retries
         self.stopped = threading.Event()  # once it is set, nothing is requested again
         self._address, self._secrets, self._noted = "", {}, float("-inf")

@@ -171,7 +171,7 @@ def test_killed_ten_times_and_resumed_it_ends_the_same(run):
 
 
 def test_two_processes_train_as_one(run, drawn, tmp_path):
-    """Run as README says."""
+    """Run as docs/hardware.md says."""
     (one, _, _), two = run("one"), tmp_path / "two"
     two.mkdir()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -9,7 +9,7 @@ from derma.dataset import CLASSES
 
 
 def test_unreadable_images_and_leaks_between_splits(data_folder, monkeypatch, capsys):
-    """Issue 21, row 8: a name that is not UTF-8 is escaped in leaks.csv, and drawn on its sheet."""
+    """A name that is not UTF-8 is escaped in leaks.csv, and drawn on its sheet."""
     train, test = (sorted((data_folder / split / "nevus").iterdir()) for split in ("train", "test"))
     Image.open(train[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(test[0].with_name("planted.jpg"), quality=80)
     (data_folder / "valid" / "nevus" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(test[0].read_bytes())

@@ -40,7 +40,7 @@ FULL = "The output is incomplete: No space left on device; redirect it to anothe
     ],
 )
 def test_output_never_ends_the_work(tmp_path, line, code, out, error):
-    """Issue 21, rows 8 and 9: closed pipes and names that the locale lacks are no reason to stop."""
+    """Closed pipes and names that the locale lacks are no reason to stop."""
     (tmp_path / "command.py").write_text(COMMAND)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
@@ -50,14 +50,13 @@ def test_output_never_ends_the_work(tmp_path, line, code, out, error):
 
 
 def test_every_command_ends_so():
-    """Issue 21, row 9."""
     files = [ROOT / "get_results.py", *ROOT.glob("derma/*.py"), *ROOT.glob("benchmarks/*.py")]
     tails = {file.name: file.read_text("utf-8").partition("__main__")[2] for file in files}
     assert set(tails.values()) == {"", '":\n    run_main(main)\n'}, tails
 
 
 def test_files_are_whole_or_not_there(tmp_path):
-    """Issue 21, row 8: names that are not UTF-8; and nothing is left of a file that could not be written."""
+    """Names that are not UTF-8; and nothing is left of a file that could not be written."""
     write_text("b\xf6se\udcff", tmp_path / "report.csv")
     assert (tmp_path / "report.csv").read_text("utf-8") == "b\xf6se\\udcff"
     (tmp_path / "folder").mkdir()

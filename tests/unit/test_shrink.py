@@ -72,7 +72,7 @@ def deep_png(values) -> bytes:
     ],
 )
 def test_values_of_more_than_8_bits(encode, most, reason):
-    """Issue 21, row 5: scaled by what the file says that it holds, or refused with the reason."""
+    """Scaled by what the file says that it holds, or refused with the reason."""
     grey = np.linspace(0, 1, 4096).reshape(64, 64)
     if reason:
         with pytest.raises(Refused, match=reason):
@@ -95,8 +95,7 @@ def test_colour_profiles_are_applied_and_transparency_is_put_on_white():
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_folder_or_zip_as_people_have_them(tmp_path, capsys, zipped):
-    """Issue 21: names of Windows (row 4), masks (row 6), links and pipes (row 7), bytes that are not UTF-8 (row 8),
-    names that do not fit (row 17), and files of file managers and systems (row 19)."""
+    """Windows names, masks, links, pipes, bytes that are not UTF-8, names that do not fit, files of file managers."""
     whole, originals, out = encoded(LARGE, quality=95), tmp_path / "originals", tmp_path / "deep" / "out"
     made = {"train/nevus/a.jpg", "train/nevus/b.jpg", "test/_DSC1.jpg", "test/c.jpg", "test/d.jpg/e.jpg"}
     files = {name: (whole, None) for name in made - {"train/nevus/b.jpg"}} | {"train\\nevus\\b.JPEG": (whole, None)}

@@ -47,7 +47,7 @@ def test_what_spreadsheets_write_and_what_ids_are(tmp_path, read):
     ("rows", "truth", "message"),
     [
         ("p1,0.1,0.5  ,, p2,0.1,x", "", "r.csv, row 5: task_2 'x' is not a finite number; give one from 0 to 1."),
-        # Issue 21, row 16: one slip is none, but many are logits
+        # One slip is none, but many are logits
         ("p1,-2,0.5 p2,5,1", "", "r.csv, row 2: task_1 '-2' should be a probability from 0 to 1, but these look like"),
         (
             "a,0,1 b,0,1 c,0,1 d,0,1 e,0,1 f,0,1 g,0,1 h,0,1 i,0,1 j,0,1 k,0,1.5",
@@ -90,7 +90,6 @@ def test_hard_labels_and_percent_are_warned_of(read):
 
 
 def test_the_truth_stands_in_the_ids(read):
-    assert tables.CLASS_FOLDERS == dataset.CLASSES
     rows = [f"data/x/train/{name}/{name[0]}.jpg,0.5,0.25" for name in dataset.CLASSES]
     assert truth_from_ids(read(*rows)).values.loc[["m", "n", "s"]].to_numpy().tolist() == [[1, 0], [0, 0], [0, 1]]
     with pytest.raises(TableError, match=r"r.csv, row 3: Id 'nevus' has no class folder; give a path"):
@@ -101,7 +100,7 @@ def test_the_truth_stands_in_the_ids(read):
 
 @pytest.mark.parametrize("header", ["Id,0,1", ",0,1", "Unnamed: 0,0,1", "image_id,1,2", "isic,0,2", "Id,0.0,1.0"])
 def test_columns_that_are_numbers_are_a_header(tmp_path, header):
-    """Issue 21, row 2: which class is "1"? So this is refused; a headerless row with such values is an image."""
+    """Which class is "1"? So this is refused; a headerless row with such values is an image."""
     rows = "\nISIC_0000001,0,1\nISIC_0000002.jpg,1,0"
     for text, message in ((header + rows, f"row 1: the header is '{header}'; it should be Id,task_1"), (rows, None)):
         (tmp_path / "r.csv").write_text(text)
@@ -111,7 +110,7 @@ def test_columns_that_are_numbers_are_a_header(tmp_path, header):
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, lambda text: unicodedata.normalize("NFD", text)])
 def test_ids_are_joined_in_any_case_and_unicode_form(read, change):
-    """Issue 21, row 15: and where no Id fits, both sides' first Ids are shown."""
+    """Where no Id fits, both sides' first Ids are shown."""
     rows = ["x/Böse_ẞ1.jpg,0,1", "é2.JPG,1,0"]
     truth = read(*rows, name="t.csv", truth=True)
     assert join(read(*map(change, rows)), truth)[["task_1", "task_2"]].to_numpy().tolist() == [[0, 1], [1, 0]]
@@ -121,7 +120,6 @@ def test_ids_are_joined_in_any_case_and_unicode_form(read, change):
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_what_is_written_reads_back_as_what_was_computed(tmp_path, kind):
-    """Issue 21, row 1."""
     probabilities = np.random.default_rng(0).dirichlet([0.02, 1, 0.02], 60).astype(kind)  # as small as 1e-40
     targets = np.arange(60) % 3
     results, truth = tables.tables_from_probabilities([f"x/{k}.jpg" for k in range(60)], targets, probabilities)
