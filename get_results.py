@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from derma import scoring
-from derma.commands import Parser, run_main, whole_number
+from derma.commands import Parser, run_main
 from derma.files import as_json
 from derma.tables import (
     Table,
@@ -72,9 +72,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of text")
     folder = Path("images/scores")
     parser.add_argument("--figures", type=Path, default=folder, metavar="DIR", help=f"default: {folder}; or 'none'")
-    parser.add_argument(
-        "--resamples", type=whole_number(1, 10_000), default=scoring.RESAMPLES, help="of the bootstrap (default: 2000)"
-    )
     options = parser.parse_args(arguments)
     if options.ensemble and options.threshold is None:
         options.results, options.threshold = None, options.results
@@ -240,7 +237,7 @@ def draw(joined: pd.DataFrame, report: scoring.Report, options: argparse.Namespa
     from derma import figures
 
     files = [options.figures / "roc.png"]
-    figures.roc(joined, report.points, files[0], options.resamples)
+    figures.roc(joined, report.points, files[0])
     if report.calibration:
         files.append(options.figures / "reliability.png")
         figures.reliability(report.calibration, files[-1])
@@ -258,16 +255,16 @@ def run(options: argparse.Namespace) -> None:
     if options.compare:
         other = read_table(options.compare, scores=options.scores)
         loaded.warnings += other.warnings
-        comparison = scoring.compare(joined, join(other, loaded.truth), options.resamples)
+        comparison = scoring.compare(joined, join(other, loaded.truth))
     for warning in loaded.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     if options.out:
         truth = loaded.truth.values.astype(int).assign(Id=loaded.truth.identifiers)
         write_predictions(options.out, joined, truth, loaded.held_out)
-    report = scoring.report(joined, options.threshold, options.resamples)
+    report = scoring.report(joined, options.threshold)
     out_of_fold = None
     if loaded.held_out is not None:
-        out_of_fold = scoring.out_of_fold(loaded.held_out, joined, options.resamples)
+        out_of_fold = scoring.out_of_fold(loaded.held_out, joined)
     drawn = str(options.figures) != "none"
     if options.json:
         melanomas, keratoses = (int(joined[f"true_{category}"].sum()) for category in (1, 2))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from derma.scoring import RESAMPLES, Calibration, delong, roc_band
+from derma.scoring import Calibration, delong, roc_band
 from derma.tables import TASKS, defined
 
 # Okabe and Ito's colours, for colour-blind readers (https://jfly.uni-koeln.de/color/); the dashes are for print.
@@ -29,7 +29,7 @@ def _save(figure: Figure, file: Path | None) -> Figure:
     return figure
 
 
-def roc(joined: pd.DataFrame, points: Sequence = (), file: Path | None = None, resamples: int = RESAMPLES) -> Figure:
+def roc(joined: pd.DataFrame, points: Sequence = (), file: Path | None = None) -> Figure:
     """Draw the defined categories' ROC curves, each with a 95 % bootstrap band, and melanoma's operating points.
 
     Args:
@@ -40,7 +40,7 @@ def roc(joined: pd.DataFrame, points: Sequence = (), file: Path | None = None, r
     for number in defined(joined):
         name, style = TASKS[f"task_{number}"], STYLES[number - 1]
         truth, probability = joined[f"true_{number}"], joined[f"task_{number}"]
-        grid, low, high = roc_band(truth, probability, resamples)
+        grid, low, high = roc_band(truth, probability)
         ax.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
         false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
         ax.plot(false_positive_rate, true_positive_rate, label=f"{name}: AUC {delong(truth, probability)}", **style)

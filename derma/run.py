@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object
+from accelerate.utils import DataLoaderConfiguration, gather_object, set_seed
 from pydantic import BaseModel
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -36,10 +36,7 @@ def seed_everything(seed: int) -> None:
     The same seed gives the same numbers on the same CPU with the same number of threads. Not across machines, and on a
     GPU only nearly: some of its kernels add in any order (https://docs.pytorch.org/docs/stable/notes/randomness.html).
     """
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - for libraries that still draw from the global state
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
+    set_seed(seed)
     torch.backends.cudnn.deterministic = True
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.filters import gaussian
 
-from derma.commands import Parser, progress, run_main, whole_number
+from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, SPLITS
 
 # Images of melanoma, nevus and seborrheic keratosis, in the proportions of ISIC 2017.
@@ -277,14 +277,12 @@ def _draw_job(job: tuple) -> None:
     draw_image(label, np.random.default_rng(key), size).save(file, quality=90)
 
 
-def draw_sample(
-    folder: str | os.PathLike, counts: dict = COUNTS, size: tuple = SIZE, seed: int = 0, workers: int | None = None
-) -> None:
+def draw_sample(folder: str | os.PathLike, counts: dict = COUNTS, size: tuple = SIZE, seed: int = 0) -> None:
     """Draw a whole data folder ``{train,valid,test}/{melanoma,nevus,seborrheic_keratosis}/*.jpg``.
 
-    ``counts`` are the images of each class for each split, ``size`` is width and height, ``workers`` are processes. The
-    same arguments give the same bytes with the same versions of the libraries, whatever the number of processes. The
-    folder appears complete or not at all; FileExistsError if it exists.
+    ``counts`` are the images of each class for each split, ``size`` is width and height. The same arguments give the
+    same bytes with the same versions of the libraries. The folder appears complete or not at all; FileExistsError if it
+    exists.
     """
     folder = Path(folder)
     if folder.exists():
@@ -301,7 +299,7 @@ def draw_sample(
     for parent in {job[0].parent for job in jobs}:
         parent.mkdir(parents=True)
     try:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor() as pool:
             list(progress(pool.map(_draw_job, jobs, chunksize=8), total=len(jobs), desc=f"drawing {folder}"))
         os.replace(partial, folder)
     finally:
@@ -312,10 +310,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.sample``; returns the exit code."""
     parser = Parser(prog="python -m derma.sample", description="Draw a data folder of dermoscopy-like images.")
     parser.add_argument("folder", nargs="?", default="data/sample", type=Path, help="must be new; default: %(default)s")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="source of every random choice (default: 0)")
     options = parser.parse_args(arguments)
     try:
-        draw_sample(options.folder, seed=options.seed)
+        draw_sample(options.folder)
     except OSError as error:
         message = f"{options.folder}: cannot be made ({error.strerror or error}); name another folder."
         print(error if isinstance(error, FileExistsError) else message, file=sys.stderr)

@@ -17,6 +17,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.metrics import auc, average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from derma.calibration import GOAL, Calibrator, fit_calibrator
@@ -386,10 +387,7 @@ def wilson(successes: int, trials: int) -> Estimate:
     """Return a share with Wilson's interval (1927, https://doi.org/10.1080/01621459.1927.10502953)."""
     if trials == 0:
         return Estimate(math.nan, math.nan, math.nan)
-    share, z2 = successes / trials, Z * Z / trials
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Estimate(successes / trials, *binomtest(successes, trials).proportion_ci(method="wilson"))
 
 
 def operating_point(truth: np.ndarray, probabilities: np.ndarray, threshold: float) -> OperatingPoint:

@@ -1,7 +1,6 @@
 """Images for the tests: drawn here, small, and never downloaded."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from derma.sample import draw_sample
 from derma.tables import tables_from_probabilities, write_table
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from derma import dataset
-from derma.augmentation import RandomWarp
+from derma.augmentation import RandomColor, RandomWarp
 from derma.dataset import DatasetError, EpochOrder, LesionData, LesionImages, load_image, make_loader, open_data
 
-AUGMENT = v2.Compose([RandomWarp(32, 180, 10, (0.4, 1), (0.8, 1.25)), v2.ToImage()])
+AUGMENT = v2.Compose([RandomWarp(32, 180, 10, (0.4, 1), (0.8, 1.25)), RandomColor(0.2, 0.2, 0.2, 0.1), v2.ToImage()])
 
 
 def test_a_folder_is_opened_with_its_classes_in_order(drawn):

@@ -187,7 +187,7 @@ NEW = {f"NEW_2{number}0000{each}" for number in range(3) for each in range(4)}
 @pytest.fixture
 def extra(server, faultless, tmp_path, monkeypatch):
     """Serve four new images of each class, and four never to be trained on; return the options for fetching them."""
-    draw_sample(tmp_path / "new", {"train": (0, 0, 0), "valid": (0, 0, 0), "test": (5, 5, 4)}, (64, 48), 77, workers=1)
+    draw_sample(tmp_path / "new", {"train": (0, 0, 0), "valid": (0, 0, 0), "test": (5, 5, 4)}, (64, 48), 77)
     new = {path.stem.replace("DRAWN", "NEW"): path for path in sorted((tmp_path / "new").rglob("*.jpg"))}
     records, test, mirrored = [], next((faultless / "test/nevus").iterdir()), tmp_path / "new/test/nevus/mirrored.jpg"
     Image.open(test).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored, quality=90)

@@ -24,7 +24,7 @@ def score(tmp_path, monkeypatch, capsys):
 
     def call(*arguments, figures="none"):
         try:
-            code = get_results.main([*map(str, arguments), "--figures", str(figures), "--resamples", "50"])
+            code = get_results.main([*map(str, arguments), "--figures", str(figures)])
         except SystemExit as stopped:
             code = stopped.code
         return code, *capsys.readouterr()
@@ -114,7 +114,7 @@ def test_errors_are_one_sentence_and_exit_code_2(score):
     Path("nevi").write_text(TRUTH.replace("1", "0"))
     calls = [
         [], [""], ["/"], ["nowhere/results.csv"], ["results.csv", "1.5"], ["results.csv", "x"], ["bad.csv"],
-        ["results.csv", "--ensemble", "results.csv"], ["results.csv", "--resamples", "0"],
+        ["results.csv", "--ensemble", "results.csv"],
         ["results.csv", "--out", "x.csv"], ["--scores", "--ensemble", "results.csv"], ["results.csv", "0", "--scores"],
         ["results.csv", "--truth", "nevi"], ["--ensemble", "bad.csv"], ["results.csv", "--compare", "bad.csv"],
         *(["--ensemble", "results.csv", "--out", out] for out in (".", "", "./results.csv", "new/held_out.csv")),
