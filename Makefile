@@ -46,15 +46,14 @@ official: .venv/installed
 # Two stages, averaged with the committed predictions of 'make official'. EXTRA: further images in class folders, as
 # 'make data FETCH=--extra' fetches them, for the first stage. DERMA_DATA: where the official images are.
 EXTRA ?= data/extra
-RESNET := $(ISIC) DERMA_MODEL=resnet50
-TUNED := DERMA_FROZEN=false DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
+EFFICIENTNET := $(ISIC) DERMA_MODEL=tf_efficientnetv2_b0
+TUNED := DERMA_FROZEN=false DERMA_EPOCHS=5 DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
 published: .venv/installed
-	$(MAKE) run $(RESNET) $(TUNED) DERMA_RESULTS=models/published/first DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 \
-		DERMA_EPOCHS=6 DERMA_TTA=false DERMA_WEIGHTS=$(call weights,resnet50)
-	$(MAKE) run $(RESNET) DERMA_RESULTS=models/published/frozen DERMA_WEIGHTS=models/published/first DERMA_FROZEN=true
-	$(MAKE) run $(RESNET) $(TUNED) DERMA_RESULTS=models/published/fine-tuned DERMA_WEIGHTS=models/published/first \
-		DERMA_EPOCHS=5
-	$(call average,models/published/fine-tuned models/published/frozen docs/official)
+	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/first DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 \
+		DERMA_TTA=false DERMA_WEIGHTS=$(call weights,tf_efficientnetv2_b0)
+	$(MAKE) run $(EFFICIENTNET) DERMA_RESULTS=models/published/frozen DERMA_WEIGHTS=models/published/first DERMA_FROZEN=true
+	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/fine-tuned DERMA_WEIGHTS=models/published/first
+	$(call average,models/published/fine-tuned models/published/frozen docs/official docs/efficientnet)
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed
