@@ -43,7 +43,7 @@ official: .venv/installed
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
 	$(call average,models/official/fine-tuned models/official/frozen)
 
-# Two stages, averaged with the committed predictions of 'make official'. EXTRA: further images in class folders, as
+# Two stages, averaged with the committed predictions of earlier runs. EXTRA: further images in class folders, as
 # 'make data FETCH=--extra' fetches them, for the first stage. DERMA_DATA: where the official images are.
 EXTRA ?= data/extra
 EFFICIENTNET := $(ISIC) DERMA_MODEL=tf_efficientnetv2_b0

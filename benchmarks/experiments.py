@@ -37,9 +37,9 @@ FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an ex
 ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
 EFFICIENTNET = "tf_efficientnetv2_b0"
-FIRST = {"weights": "models/published/first"}  # a ResNet50 that `make published` trains on further images
+FIRST = {"weights": "models/published/first"}  # trained on further images, by `make published`
 SECOND = FIRST | {"image_size": 192, "epochs": 5, "lr_head": 1e-3, "lr_backbone": 3e-4}
-TWO_STAGES, TWO_FROZEN = "ResNet50, two stages", "frozen ResNet50, two stages"
+TWO_STAGES, TWO_FROZEN = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
 WITH_OFFICIAL = f"{TWO_STAGES}, with heads and the DenseNet169"
 OFFICIAL, SMALL = "tuned DenseNet169, answers at 240 px, with heads", "EfficientNetV2-B0, two stages, with heads"
 COMMITTED = {OFFICIAL: "official", SMALL: "efficientnet"}  # rows of earlier commits, with predictions in docs/
@@ -71,11 +71,11 @@ EXPERIMENTS = {
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
     "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, FROZEN | {"image_size": 160}, seeds=1),
     "frozen EfficientNetV2-B0, one view": Experiment(EFFICIENTNET, ONE_VIEW | {"image_size": 128}, seeds=1),
-    TWO_FROZEN: Experiment("resnet50", FROZEN | FIRST, "frozen ResNet50", seeds=1),
-    TWO_STAGES: Experiment("resnet50", SECOND, TWO_FROZEN, seeds=1),
-    f"{TWO_STAGES}, with heads": Ensemble((TWO_STAGES, TWO_FROZEN), TWO_STAGES),
+    TWO_FROZEN: Experiment(EFFICIENTNET, FROZEN | FIRST, seeds=1),
+    TWO_STAGES: Experiment(EFFICIENTNET, SECOND, TWO_FROZEN, seeds=1),
+    f"{TWO_STAGES}, with heads": Ensemble((TWO_STAGES, TWO_FROZEN), SMALL),
     WITH_OFFICIAL: Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL), OFFICIAL),
-    f"{WITH_OFFICIAL} and the EfficientNetV2-B0": Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL, SMALL), WITH_OFFICIAL),
+    f"{WITH_OFFICIAL}, and at 160 px": Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL, SMALL), WITH_OFFICIAL),
 }
 
 
