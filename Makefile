@@ -35,25 +35,39 @@ predict: .venv/installed
 weights = $(if $(WEIGHTS),$(WEIGHTS)/$(1).safetensors,imagenet)
 ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test DERMA_FOLDS=5 \
 	DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
-average = $(BIN)/python get_results.py --ensemble $(1:%=%/results.csv) --out models/$@/results.csv --figures models/$@/scores
+average = $(BIN)/python get_results.py --ensemble $(1:%=%/results.csv) --out $(2)/results.csv --figures $(2)/scores
 
 DENSENET := $(ISIC) DERMA_MODEL=densenet169 DERMA_WEIGHTS=$(call weights,densenet169)
 official: .venv/installed
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/fine-tuned DERMA_FROZEN=false
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
-	$(call average,models/official/fine-tuned models/official/frozen)
+	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
-# Two stages, averaged with the committed predictions of earlier runs. EXTRA: further images in class folders, as
-# 'make data FETCH=--extra' fetches them, for the first stage. DERMA_DATA: where the official images are.
+# Two stages for each backbone, averaged. A first stage trains on EXTRA: further images in class folders, as
+# 'make data FETCH=--extra' fetches them. DERMA_DATA: where the official images are.
+# 'make -j3 published' trains three networks at once, for a GPU. 'rm -r models/published' starts again.
 EXTRA ?= data/extra
-EFFICIENTNET := $(ISIC) DERMA_MODEL=tf_efficientnetv2_b0
-TUNED := DERMA_FROZEN=false DERMA_EPOCHS=5 DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
-published: .venv/installed
-	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/first DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 \
-		DERMA_TTA=false DERMA_WEIGHTS=$(call weights,tf_efficientnetv2_b0)
-	$(MAKE) run $(EFFICIENTNET) DERMA_RESULTS=models/published/frozen DERMA_WEIGHTS=models/published/first DERMA_FROZEN=true
-	$(MAKE) run $(EFFICIENTNET) $(TUNED) DERMA_RESULTS=models/published/fine-tuned DERMA_WEIGHTS=models/published/first
-	$(call average,models/published/fine-tuned models/published/frozen docs/official docs/efficientnet)
+BACKBONES ?= resnet50 tf_efficientnetv2_b0 densenet169
+SIZE ?= 256
+EPOCHS ?= 15
+PUBLISHED ?= models/published
+TUNED = DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
+STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_IMAGE_SIZE=$(SIZE) DERMA_RESULTS=$(@D)
+# A run's last cell writes metrics.json.
+PARTS := $(foreach part,fine-tuned frozen,$(BACKBONES:%=$(PUBLISHED)/%-$(part)))
+published: $(PARTS:%=%/metrics.json)
+	$(call average,$(PARTS),$(PUBLISHED))
+
+$(PUBLISHED)/%-first/metrics.json: | .venv/installed
+	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(call weights,$*) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false
+
+$(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
+	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=false
+
+$(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
+	$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
+
+.PRECIOUS: $(PUBLISHED)/%/metrics.json
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

@@ -28,6 +28,7 @@ from derma.commands import progress
 from derma.states import load_state, save_state
 
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
+GPU_SECONDS = 30  # between two checkpoints on a GPU, where writing one can take as long as an epoch
 
 
 def seed_everything(seed: int) -> None:
@@ -131,9 +132,10 @@ def restore(part: object, state: dict) -> None:
 class Run:
     """One training: it goes on where an interrupted one stopped, and ends the same, byte for byte.
 
-    After every epoch all that the rest depends on is saved as ``<name>-checkpoint-<digest>-<epoch>.safetensors``. The
-    digest stands for the settings, so that a training with others neither continues nor overwrites these. A finished
-    training leaves ``<folder>/<name>.safetensors``, and is loaded from there when it is run again.
+    After every epoch all that the rest depends on is saved as ``<name>-checkpoint-<digest>-<epoch>.safetensors``; on a
+    GPU, at most twice a minute. The digest stands for the settings, so that a training with others neither continues
+    nor overwrites these. A finished training leaves ``<folder>/<name>.safetensors``, and is loaded from there when it
+    is run again.
 
     Args:
         folder, name: see above.
@@ -181,7 +183,7 @@ class Run:
         if self.resume and self._load():
             return
         self.accelerator.wait_for_everyone()
-        self._writer = None
+        self._writer, self._saved = None, time.perf_counter()
         if self.accelerator.is_main_process:
             (self.folder / "metrics.json").unlink(missing_ok=True)  # written at the end of a run: it marks a whole one
             log = self.folder / "tensorboard" / f"{self.name}-{self.digest}"
@@ -228,7 +230,8 @@ class Run:
             for name, value in self._rows[-1].items():
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()
-            self._save_checkpoint(epoch, rng)
+            if self.accelerator.device.type == "cpu" or time.perf_counter() - self._saved > GPU_SECONDS:
+                self._save_checkpoint(epoch, rng)
         print(f"epoch {epoch:3}: " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()) + f"  {seconds:.0f} s")
 
     def _save(self, state: dict, name: str) -> Path:
@@ -239,6 +242,7 @@ class Run:
     def _save_checkpoint(self, epoch: int, rng: list[dict]) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()} | {"rng": rng}
         file = self._save(state, f"{self._prefix}-{epoch:05}.safetensors")
+        self._saved = time.perf_counter()
         past = [old for old in self._checkpoints() if old <= file]  # later epochs are of a course that was given up
         for old in set(self._checkpoints()) - set(past[:KEPT]):
             old.unlink()
