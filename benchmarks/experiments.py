@@ -36,13 +36,15 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 FROZEN = {"frozen": True, "image_size": 192}  # each of the eight views is an example
 ONE_VIEW = FROZEN | {"tta": False}
 FINE_TUNED = {"image_size": 192, "epochs": 8}  # 90 minutes on two cores for each seed
-EFFICIENTNET = "tf_efficientnetv2_b0"
-FIRST = {"weights": "models/published/first"}  # trained on further images, by `make published`
-SECOND = FIRST | {"image_size": 192, "epochs": 5, "lr_head": 1e-3, "lr_backbone": 3e-4}
-TWO_STAGES, TWO_FROZEN = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
-WITH_OFFICIAL = f"{TWO_STAGES}, with heads and the DenseNet169"
-OFFICIAL, SMALL = "tuned DenseNet169, answers at 240 px, with heads", "EfficientNetV2-B0, two stages, with heads"
-COMMITTED = {OFFICIAL: "official", SMALL: "efficientnet"}  # rows of earlier commits, with predictions in docs/
+RESNET, EFFICIENTNET = "resnet50.tv_in1k", "tf_efficientnetv2_b0"
+HEADS = {"frozen": True, "image_size": 256}
+TUNED = {"image_size": 256, "epochs": 15, "lr_head": 1e-3, "lr_backbone": 3e-4}  # for a GPU
+# Trained on further images, by `make published`.
+FIRST = {model: {"weights": f"models/published/{model}-first"} for model in (RESNET, EFFICIENTNET)}
+RESNETS = "ResNet50, two stages, 256 px", "frozen ResNet50, two stages, 256 px"
+EFFICIENTNETS = "EfficientNetV2-B0, two stages, 256 px", "frozen EfficientNetV2-B0, two stages, 256 px"
+OFFICIAL = "tuned DenseNet169, answers at 240 px, with heads"
+COMMITTED = {OFFICIAL: "official"}  # rows of earlier commits, with predictions in docs/
 
 
 class Experiment(NamedTuple):
@@ -63,19 +65,26 @@ class Ensemble(NamedTuple):
 
 
 EXPERIMENTS = {
-    "frozen ResNet50": Experiment("resnet50.tv_in1k", FROZEN, seeds=1),
-    "frozen ResNet50, one view": Experiment("resnet50.tv_in1k", ONE_VIEW, "frozen ResNet50"),
+    "frozen ResNet50": Experiment(RESNET, FROZEN, seeds=1),
+    "frozen ResNet50, one view": Experiment(RESNET, ONE_VIEW, "frozen ResNet50"),
     "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50", seeds=1),
     "frozen DenseNet169, one view": Experiment("densenet169.tv_in1k", ONE_VIEW, "frozen ResNet50, one view"),
-    "ResNet50": Experiment("resnet50.tv_in1k", FINE_TUNED, "frozen ResNet50", seeds=1),
+    "ResNet50": Experiment(RESNET, FINE_TUNED, "frozen ResNet50", seeds=1),
     "DenseNet169": Experiment("densenet169.tv_in1k", FINE_TUNED, "ResNet50", seeds=1),
     "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, FROZEN | {"image_size": 160}, seeds=1),
     "frozen EfficientNetV2-B0, one view": Experiment(EFFICIENTNET, ONE_VIEW | {"image_size": 128}, seeds=1),
-    TWO_FROZEN: Experiment(EFFICIENTNET, FROZEN | FIRST, seeds=1),
-    TWO_STAGES: Experiment(EFFICIENTNET, SECOND, TWO_FROZEN, seeds=1),
-    f"{TWO_STAGES}, with heads": Ensemble((TWO_STAGES, TWO_FROZEN), SMALL),
-    WITH_OFFICIAL: Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL), OFFICIAL),
-    f"{WITH_OFFICIAL}, and at 160 px": Ensemble((TWO_STAGES, TWO_FROZEN, OFFICIAL, SMALL), WITH_OFFICIAL),
+    "frozen ResNet50, 256 px": Experiment(RESNET, HEADS, seeds=1),
+    "ResNet50, 256 px": Experiment(RESNET, TUNED, "frozen ResNet50, 256 px", seeds=1),
+    "frozen EfficientNetV2-B0, 256 px": Experiment(EFFICIENTNET, HEADS, seeds=1),
+    RESNETS[1]: Experiment(RESNET, HEADS | FIRST[RESNET], "frozen ResNet50, 256 px", seeds=1),
+    RESNETS[0]: Experiment(RESNET, TUNED | FIRST[RESNET], "ResNet50, 256 px", seeds=1),
+    f"{RESNETS[0]}, with heads": Ensemble(RESNETS, RESNETS[0]),
+    EFFICIENTNETS[1]: Experiment(
+        EFFICIENTNET, HEADS | FIRST[EFFICIENTNET], "frozen EfficientNetV2-B0, 256 px", seeds=1
+    ),
+    EFFICIENTNETS[0]: Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], EFFICIENTNETS[1], seeds=1),
+    f"{EFFICIENTNETS[0]}, with heads": Ensemble(EFFICIENTNETS, EFFICIENTNETS[0]),
+    "both, two stages, 256 px, with heads": Ensemble((*RESNETS, *EFFICIENTNETS), f"{RESNETS[0]}, with heads"),
 }
 
 
