@@ -44,9 +44,9 @@ official: .venv/installed
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
 # Two stages for each backbone: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them, then
-# on DERMA_DATA, the official ones. Twelve minutes on an H100 with 'make -j4 published', which trains several networks at
-# once; on two cores 'make published BACKBONES=tf_efficientnetv2_b0 SIZE=192 EPOCHS=5' takes 49 and scores less.
-# Finished parts are kept: 'rm -r models/published' starts again.
+# on DERMA_DATA, the official ones. 'make -j4 published' trains several networks at once: twelve minutes on an H100. On
+# two cores that would take some ten hours; BACKBONES=tf_efficientnetv2_b0 SIZE=192 EPOCHS=5 takes 49 minutes there, and
+# scores less (docs/speed.md). Finished parts are kept: 'rm -r models/published' starts again.
 EXTRA ?= data/extra
 BACKBONES ?= resnet50.tv_in1k tf_efficientnetv2_b0
 SIZE ?= 256
@@ -68,7 +68,7 @@ $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
 $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
 
-.SECONDARY:  # make would delete the first stages' metrics.json, which nobody asked for by name
+.SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # else make would delete them at the end
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

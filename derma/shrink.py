@@ -112,7 +112,6 @@ def _why_unread(member: zipfile.ZipInfo) -> str | None:
     reasons = {
         "a link": stat.S_ISLNK(member.external_attr >> 16),
         "encrypted": member.flag_bits & 1,
-        "its name is not in the encoding that the zip says": member.flag_bits & 0x8000,  # see derma.web
         f"{member.file_size:,} bytes unpacked: a zip bomb?": member.file_size > MOST_BYTES,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

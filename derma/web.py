@@ -143,23 +143,6 @@ def _read_answer(shown: str, response: httpx.Response, start: int, stop: int | N
     return body, size
 
 
-def _with_readable_names(content: bytes) -> bytes:
-    """Return part of a zip; names in its directory that claim to be UTF-8 and are not claim it no longer (bit 11).
-
-    zipfile would refuse the whole zip. Bit 15, which no zip uses, marks these names: they are refused one by one.
-    """
-    changed, entry = bytearray(content), 0
-    while content.startswith(b"PK\1\2", entry) and len(content) >= entry + 46:
-        lengths = struct.unpack_from("<HHH", content, entry + 28)
-        try:
-            content[entry + 46 : entry + 46 + lengths[0]].decode()
-        except UnicodeDecodeError:
-            flags = changed[entry + 9]  # bits 8 to 15
-            changed[entry + 9] = flags & ~8 | (flags & 8) << 4
-        entry += 46 + sum(lengths)
-    return bytes(changed)
-
-
 def _read_part(path: str | Path, start: int, stop: int) -> bytes:
     with Path(path).open("rb") as file:
         file.seek(start)
@@ -182,7 +165,7 @@ class _Directory:
     def read(self, count: int | None = None) -> bytes:
         start, stop = self._place, self._size if count is None else min(self._place + count, self._size)
         self._place = stop
-        return _with_readable_names(self._read_part(start, stop)) if start < stop else b""
+        return self._read_part(start, stop) if start < stop else b""
 
 
 class Zip:
@@ -200,8 +183,8 @@ class Zip:
                 self.members = [member for member in archive.infolist() if not member.is_dir()]
                 starts = sorted(member.header_offset for member in archive.infolist())
                 self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
-        except zipfile.BadZipFile as error:
-            raise CommandError(f"{location}: not a zip ({error}); check the name.") from None
+        except (zipfile.BadZipFile, UnicodeDecodeError) as error:  # the latter of a name
+            raise CommandError(f"{location}: not a zip that can be read ({error}); check the name.") from None
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
         """Return a member, unpacked; Refused if it is not what the directory says, CommandError if it does not come."""
