@@ -75,16 +75,12 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
                 "run, models/<run>."
             ) from None
         return {name.removeprefix("backbone."): each for name, each in network.items() if name.startswith("backbone.")}
-    if not file.is_file():
-        raise WeightsError(
-            f"{file}: no such file; set DERMA_WEIGHTS to a .safetensors file, a run's folder, 'imagenet' or 'none'."
-        )
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{file}: not a safetensors file ({error}); save the weights with safetensors.torch.save_file, since "
-            "nothing is unpickled here."
+            f"{file}: no safetensors file ({error}); set DERMA_WEIGHTS to one, as safetensors.torch.save_file writes "
+            "it, to a run's folder, 'imagenet' or 'none'."
         ) from None
 
 

@@ -51,11 +51,9 @@ def load_classifier(file: Path) -> Classifier:
         ValueError: the file is missing, damaged, or does not hold a classifier.
     """
     state = load_state(file)
-    if "model" not in state.get("settings", {}):
-        raise ValueError(f"{file}: not a trained classifier; name the file of a run, models/<run>/fold-0.safetensors.")
     try:
         classifier = Classifier(state["settings"]["model"], "none", state["settings"]["frozen"])
         classifier.load_state_dict(state["network"])
     except (KeyError, RuntimeError):  # settings, names of layers, or models of timm have changed
-        raise ValueError(f"{file}: of another version; train this run again.") from None
+        raise ValueError(f"{file}: not a classifier, or of another version; train this run again.") from None
     return classifier

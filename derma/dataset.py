@@ -29,8 +29,7 @@ LABELS = [name.replace("_", " ") for name in CLASSES]
 # The endings of files that are taken for images; why_unreadable refuses those that torchvision does not list.
 ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
 OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
-TOO_LARGE = "more pixels than Pillow's limit for a safe image"
-# why_unreadable says TOO_LARGE.
+# why_unreadable refuses these.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
 
@@ -40,18 +39,11 @@ class DatasetError(ValueError):
 
 
 def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.Image:
-    """Decode one image with Pillow.
+    """Decode one image with Pillow, as RGB and turned upright by its EXIF orientation; nothing is repaired.
 
-    Args:
-        path: an image file.
-        short_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode), as long as no side
-            falls below this many pixels.
-
-    Returns:
-        An RGB image, turned upright by its EXIF orientation.
-
-    Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: the file cannot be read; nothing is repaired.
+    With ``short_side``, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode), as long as no
+    side falls below this many pixels. OSError, SyntaxError, ValueError or Image.DecompressionBombError if it cannot be
+    read.
     """
     with Image.open(path) as image:
         if short_side is not None:
@@ -75,7 +67,7 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                return TOO_LARGE
+                return "more pixels than Pillow's limit for a safe image"
             if image.mode[0] in "IF":
                 return f"more than 8 bits for each pixel (mode {image.mode}), which would be clipped"
             if reason := why_misread(image):
@@ -83,8 +75,6 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
         return "empty file" if path.stat().st_size == 0 else "not an image that can be read"
-    except Image.DecompressionBombError:
-        return TOO_LARGE
     # A damaged file can surface as nearly anything in a decoder; each of them means "remove it, and say so".
     except Exception as error:
         return str(error) or type(error).__name__
@@ -104,8 +94,6 @@ def _scan(folder: Path, split: str, identifier: str) -> Iterator[tuple[str, str,
         known = CLASSES if split else SPLITS + CLASSES
         raise DatasetError(f"{folder / name}: unknown class folder; there are {', '.join(known)} and no other.")
     for target, name in enumerate(CLASSES):
-        if split and name not in names:
-            raise DatasetError(f"{folder / name}: this class folder is missing; a split holds all three.")
         for entry in _visible(folder / name) if name in names else ():
             if entry.is_dir():
                 raise DatasetError(f"{entry}: a folder inside a class folder; put its images straight into {name}.")
@@ -196,13 +184,8 @@ class LesionData:
         for split, (target, name) in product(SPLITS, enumerate(CLASSES)):
             if (split, target) not in present:
                 folder = self.root / split / name
-                bad = [f"{Path(path).name}: {why}" for path, why in reasons.items() if Path(path).parent == folder]
-                what = (
-                    f"none of this class's images can be read ({bad[0]}); replace them"
-                    if bad
-                    else ("no images in this class folder; put at least one JPEG there")
-                )
-                raise DatasetError(f"{folder}: {what}.")
+                bad = [f" ({Path(path).name}: {why})" for path, why in reasons.items() if Path(path).parent == folder]
+                raise DatasetError(f"{folder}: no image of this class can be read{''.join(bad[:1])}; put one there.")
 
     def _check_names(self) -> None:
         """Refuse names that occur twice in a split: predictions and truth are joined on them."""
@@ -353,7 +336,6 @@ def make_loader(
         batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
         shuffle: a new seeded order for every epoch; for training only. Items that do not fill a batch are left to
             another epoch's order: batch normalisation fails on a batch of one.
-        seed: see above.
         workers: processes that prepare batches; 0 does it in this process, None takes a core each, from 2 to 8.
     """
     if whole := hasattr(dataset, "__getitems__"):

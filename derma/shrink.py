@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -109,12 +108,9 @@ def writing_into(folder: Path) -> Iterator[None]:
 
 def _why_unread(member: zipfile.ZipInfo) -> str | None:
     """Return why a zip's member must not be unpacked, or None."""
-    reasons = {
-        "a link": stat.S_ISLNK(member.external_attr >> 16),
-        "encrypted": member.flag_bits & 1,
-        f"{member.file_size:,} bytes unpacked: a zip bomb?": member.file_size > MOST_BYTES,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+    if member.flag_bits & 1:
+        return "encrypted"
+    return f"{member.file_size:,} bytes unpacked: a zip bomb?" if member.file_size > MOST_BYTES else None
 
 
 def _why_unwanted(path: PurePosixPath) -> str | None:

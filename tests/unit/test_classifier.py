@@ -21,5 +21,5 @@ def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_pa
     save_state({"settings": settings, "network": classifier.state_dict()}, tmp_path / "fold-0.safetensors")
     assert torch.equal(load_classifier(tmp_path / "fold-0.safetensors").eval()(images), logits)
     save_state({"network": {}}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="not a trained classifier; name the file of a run"):
+    with pytest.raises(ValueError, match="not a classifier, or of another version"):
         load_classifier(tmp_path / "other.safetensors")
