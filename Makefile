@@ -44,15 +44,14 @@ official: .venv/installed
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
 # Two stages for each backbone: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them, then
-# on DERMA_DATA, the official ones. 'make -j4 published' trains several networks at once: twelve minutes on an H100. On
-# two cores that would take some ten hours; BACKBONES=tf_efficientnetv2_b0 SIZE=192 EPOCHS=5 takes 49 minutes there, and
-# scores less (docs/speed.md). Finished parts are kept: 'rm -r models/published' starts again.
+# on DERMA_DATA, the official ones. 'make -j4 published' trains several networks at once on a GPU; docs/speed.md has the
+# times, and a smaller recipe for two cores. Finished parts are kept, so other settings need another PUBLISHED.
 EXTRA ?= data/extra
 BACKBONES ?= resnet50.tv_in1k tf_efficientnetv2_b0
 SIZE ?= 256
 EPOCHS ?= 15
-PUBLISHED := models/published
-TUNED = DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
+PUBLISHED ?= models/published
+TUNED = DERMA_FROZEN=false DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
 STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_IMAGE_SIZE=$(SIZE) DERMA_RESULTS=$(@D)
 PARTS := $(foreach part,fine-tuned frozen,$(BACKBONES:%=$(PUBLISHED)/%-$(part)))
 published: $(PARTS:%=%/metrics.json)
@@ -63,12 +62,12 @@ $(PUBLISHED)/%-first/metrics.json: | .venv/installed
 	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(call weights,$*) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false
 
 $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=false
+	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
 
 $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
 
-.SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # else make would delete them at the end
+.SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # make would delete them at the end
 
 # FETCH: options for derma.fetch, such as FETCH='--source udacity'
 data: .venv/installed

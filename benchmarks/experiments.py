@@ -81,7 +81,7 @@ EXPERIMENTS = {
     ),
     EFFICIENTNETS[0]: Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], EFFICIENTNETS[1], seeds=1),
     f"{EFFICIENTNETS[0]}, with heads": Ensemble(EFFICIENTNETS, EFFICIENTNETS[0]),
-    "both, two stages, 256 px, with heads": Ensemble((*RESNETS, *EFFICIENTNETS), f"{RESNETS[0]}, with heads"),
+    "both, two stages, 256 px, with heads": Ensemble((*RESNETS, *EFFICIENTNETS), f"{EFFICIENTNETS[0]}, with heads"),
 }
 
 

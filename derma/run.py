@@ -133,9 +133,9 @@ class Run:
     """One training: it goes on where an interrupted one stopped, and ends the same, byte for byte.
 
     After every epoch all that the rest depends on is saved as ``<name>-checkpoint-<digest>-<epoch>.safetensors``; on a
-    GPU, at most twice a minute. The digest stands for the settings, so that a training with others neither continues
-    nor overwrites these. A finished training leaves ``<folder>/<name>.safetensors``, and is loaded from there when it
-    is run again.
+    GPU, after the first epoch that ends half a minute after the last checkpoint. The digest stands for the settings,
+    so that a training with others neither continues nor overwrites these. A finished training leaves
+    ``<folder>/<name>.safetensors``, and is loaded from there when it is run again.
 
     Args:
         folder, name: see above.
