@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("data", type=Path, help="a folder with the official splits")
     options = parser.parse_args()
-    images = LesionData(options.data).split("test")
+    data = LesionData(options.data)
+    images = data.images.assign(scale=[attributes.scale_shown(Image.open(path)) for path in data.images["path"]])
+    print(images.groupby(["split", "target"])["scale"].agg(["sum", "count", "mean"]).round(3).to_string())
+    images = images[images["split"] == "test"]
     images.index = images["path"].map(tables.name_of)
     truth = tables.read_table(ROOT / "ground_truth.csv", truth=True)
     joined = tables.join(tables.read_table(options.predictions), truth).loc[images.index]
@@ -39,11 +42,8 @@ def main() -> None:
     print(pd.DataFrame(confusion_matrix(targets, predicted), LABELS, LABELS).to_string())
     print("AUC of nevus:", round(scoring.delong(targets == 1, probabilities[:, 1]).value, 3))
     print(attributes.auc_by_group(list(images["path"]), targets, probabilities).round(3).T.to_string())
-    scale = np.array([attributes.scale_shown(Image.open(path)) for path in images["path"]])
-    for name, chosen in {"all": targets >= 0, "melanoma": targets == 0}.items():
-        print(f"{name}: {scale[chosen].sum()} of {chosen.sum()} show a scale")
-    missed = (targets == 0) & (predicted == 2)
-    print(f"melanomas predicted as keratosis: {scale[missed].sum()} of {missed.sum()} show a scale")
+    missed = images.loc[(targets == 0) & (predicted == 2), "scale"]
+    print(f"melanomas predicted as keratosis: {missed.sum()} of {len(missed)} show a scale")
     leaks = pd.read_csv(ROOT / "docs" / "leaks.csv")
     leaked = leaks.loc[leaks["splits"].str.contains("test"), ["first", "second"]].to_numpy().ravel()
     kept = joined[~joined.index.isin([tables.name_of(name) for name in leaked])]
