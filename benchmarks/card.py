@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from derma import attributes, scoring, tables
 from derma.commands import Parser, run_main
-from derma.dataset import LABELS, LesionData
+from derma.dataset import LABELS, DatasetError, LesionData
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,13 +29,16 @@ def main() -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("data", type=Path, help="a folder with the official splits")
     options = parser.parse_args()
-    data = LesionData(options.data)
+    try:
+        data, predictions = LesionData(options.data), tables.read_table(options.predictions)
+    except (DatasetError, tables.TableError, OSError) as error:
+        parser.error(str(error))
     images = data.images.assign(scale=[attributes.scale_shown(Image.open(path)) for path in data.images["path"]])
     print(images.groupby(["split", "target"])["scale"].agg(["sum", "count", "mean"]).round(3).to_string())
     images = images[images["split"] == "test"]
     images.index = images["path"].map(tables.name_of)
     truth = tables.read_table(ROOT / "ground_truth.csv", truth=True)
-    joined = tables.join(tables.read_table(options.predictions), truth).loc[images.index]
+    joined = tables.join(predictions, truth).loc[images.index]
     targets, probabilities = images["target"].to_numpy(), scoring.three_classes(joined)
     predicted = probabilities.argmax(1)
     print(classification_report(targets, predicted, target_names=LABELS, digits=3))
