@@ -25,7 +25,7 @@ run: .venv/installed
 		DERMA_RESULTS=$(RUN) DERMA_CLASSIFIER=$(or $(DERMA_CLASSIFIER),$(RUN)) $(BIN)/python -m derma.execute $$notebook $(RUN)/$$notebook || exit $$?; \
 	done
 	$(if $(filter skin_lesion%,$(NOTEBOOKS)),$(BIN)/python get_results.py $(RUN)/results.csv --figures $(RUN)/scores)
-	@echo "The executed notebooks are in $(RUN)/, the autoencoder's files in models/$(DATA)-autoencoder/."
+	@echo "Executed: $(NOTEBOOKS:%=$(RUN)/%)$(if $(filter dataset%,$(NOTEBOOKS)),; further files: models/$(DATA)-autoencoder/)"
 
 # Of the run that DERMA_DATA, DERMA_MODEL and DERMA_FROZEN name. OPTIONS: for derma.predict, such as --explain explained
 predict: .venv/installed
@@ -57,15 +57,15 @@ PARTS := $(foreach part,fine-tuned frozen,$(BACKBONES:%=$(PUBLISHED)/%-$(part)))
 published: $(PARTS:%=%/metrics.json)
 	$(call average,$(PARTS),$(PUBLISHED))
 
-# The notebook's last cell writes metrics.json.
+# The notebook's last cell writes metrics.json. '+': the runs share the jobs of -j.
 $(PUBLISHED)/%-first/metrics.json: | .venv/installed
-	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(call weights,$*) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false
+	+$(STAGE) $(TUNED) DERMA_WEIGHTS=$(call weights,$*) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false
 
 $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
+	+$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
 
 $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
+	+$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
 
 .SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # make would delete them at the end
 
