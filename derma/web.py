@@ -184,7 +184,7 @@ class Zip:
                 starts = sorted(member.header_offset for member in archive.infolist())
                 self._stops = dict(zip(starts, [*starts[1:], archive.start_dir], strict=False))  # an empty zip has none
         except (zipfile.BadZipFile, UnicodeDecodeError) as error:  # the latter of a name
-            raise CommandError(f"{location}: not a zip that can be read ({error}); zip it again.") from None
+            raise CommandError(f"{location}: not a zip that can be read ({error}); fetch or zip it again.") from None
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
         """Return a member, unpacked; Refused if it is not what the directory says, CommandError if it does not come."""
