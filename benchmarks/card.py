@@ -1,8 +1,6 @@
 """Print what docs/model_card.md and docs/leaks.md say of predictions, beyond what get_results.py prints.
 
-    python benchmarks/card.py results.csv data/isic2017
-
-The predictions are those of the folder's test split.
+python benchmarks/card.py results.csv data/isic2017
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     parser = Parser(description="Print the model card's numbers.")
     parser.add_argument("predictions", type=Path)
-    parser.add_argument("data", type=Path, help="a folder with the official splits")
+    parser.add_argument("data", type=Path, help="a folder whose test split is predicted")
     options = parser.parse_args()
     try:
         data, predictions = LesionData(options.data), tables.read_table(options.predictions)

@@ -41,9 +41,7 @@ TUNED = {"image_size": 256, "epochs": 15, "lr_head": 1e-3, "lr_backbone": 3e-4} 
 # Trained on further images, by `make published`.
 FIRST = {model: {"weights": f"models/published/{model}-first"} for model in (RESNET, EFFICIENTNET)}
 RESNETS = "ResNet50, two stages, 256 px", "frozen ResNet50, two stages, 256 px"
-EFFICIENTNETS = "EfficientNetV2-B0, two stages, 256 px", "frozen EfficientNetV2-B0, two stages, 256 px"
-OFFICIAL = "tuned DenseNet169, answers at 240 px, with heads"
-COMMITTED = {OFFICIAL: "official"}  # rows of earlier commits, with predictions in docs/
+EFFNETS = "EfficientNetV2-B0, two stages, 256 px", "frozen EfficientNetV2-B0, two stages, 256 px"
 
 
 class Experiment(NamedTuple):
@@ -76,12 +74,10 @@ EXPERIMENTS = {
     RESNETS[1]: Experiment(RESNET, HEADS | FIRST[RESNET], "frozen ResNet50, 256 px", seeds=1),
     RESNETS[0]: Experiment(RESNET, TUNED | FIRST[RESNET], "ResNet50, 256 px", seeds=1),
     f"{RESNETS[0]}, with heads": Ensemble(RESNETS, RESNETS[0]),
-    EFFICIENTNETS[1]: Experiment(
-        EFFICIENTNET, HEADS | FIRST[EFFICIENTNET], "frozen EfficientNetV2-B0, 256 px", seeds=1
-    ),
-    EFFICIENTNETS[0]: Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], EFFICIENTNETS[1], seeds=1),
-    f"{EFFICIENTNETS[0]}, with heads": Ensemble(EFFICIENTNETS, EFFICIENTNETS[0]),
-    "both, two stages, 256 px, with heads": Ensemble((*RESNETS, *EFFICIENTNETS), f"{EFFICIENTNETS[0]}, with heads"),
+    EFFNETS[1]: Experiment(EFFICIENTNET, HEADS | FIRST[EFFICIENTNET], "frozen EfficientNetV2-B0, 256 px", seeds=1),
+    EFFNETS[0]: Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], EFFNETS[1], seeds=1),
+    f"{EFFNETS[0]}, with heads": Ensemble(EFFNETS, EFFNETS[0]),
+    "both, two stages, 256 px, with heads": Ensemble((*RESNETS, *EFFNETS), f"{EFFNETS[0]}, with heads"),
 }
 
 
@@ -104,8 +100,6 @@ def command(name: str) -> str:
 
 def folders_of(name: str) -> list[Path]:
     """Return the folders of an experiment's runs, by seed."""
-    if name in COMMITTED:
-        return [ROOT / "docs" / COMMITTED[name]]
     return [RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{k}" for k in range(EXPERIMENTS[name].seeds)]
 
 
@@ -138,7 +132,7 @@ def is_finished(name: str) -> bool:
     """Return whether an experiment's predictions are on this machine."""
     if isinstance(experiment := EXPERIMENTS.get(name), Ensemble):
         return all(map(is_finished, experiment.members))
-    return name in COMMITTED or (name in EXPERIMENTS and all(record_of(name, each) for each in folders_of(name)))
+    return name in EXPERIMENTS and all(record_of(name, each) for each in folders_of(name))
 
 
 def records_of(name: str, table: pd.DataFrame) -> list[dict]:

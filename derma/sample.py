@@ -286,7 +286,7 @@ def draw_sample(folder: str | os.PathLike, counts: dict = COUNTS, size: tuple = 
     """
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError("it exists already")
+        raise FileExistsError(f"{folder}: exists already; delete it or name another folder.")
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     jobs = [
@@ -314,7 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         draw_sample(options.folder)
     except OSError as error:
-        print(f"{options.folder}: cannot be made ({error.strerror or error}); name another folder.", file=sys.stderr)
+        message = f"{options.folder}: cannot be made ({error.strerror or error}); name another folder."
+        print(error if isinstance(error, FileExistsError) else message, file=sys.stderr)
         return 2
     print(f"Drew {sum(map(sum, COUNTS.values()))} images into {options.folder}.")
     return 0

@@ -103,6 +103,16 @@ def test_only_what_an_earlier_call_wrote_is_replaced(run, drawn, capsys, monkeyp
         assert predict_images(run, "mine") == 2 and kept.read_text() == '{"files": ["by hand"]}'
         assert capsys.readouterr().err == f"{kept}: {what}\n"
         kept.write_bytes(before) if before else kept.unlink()
+    predict_all = TrainedRun.predict_files
+    with monkeypatch.context() as patch:  # a truth that comes while it works
+
+        def slow(*call):
+            Path("predictions/ground_truth.csv").write_text("by hand")
+            return predict_all(*call)
+
+        patch.setattr(TrainedRun, "predict_files", slow)
+        assert predict_images(run, "mine") == 2
+    Path("predictions/ground_truth.csv").unlink()
 
     # A full disk leaves the earlier tables, a kill what the next call replaces.
     tables = {file: file.read_bytes() for file in Path("predictions").glob("*.csv")}
