@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
@@ -331,23 +331,19 @@ def make_loader(
     """Return a DataLoader over ``dataset`` whose order depends on ``seed`` and the epoch alone.
 
     Args:
-        dataset: a :class:`LesionImages`, or a set that gives whole batches by ``__getitems__``, such as
-            :class:`derma.features.Features`: it lies in memory, and sending it between processes would take longer.
+        dataset: a :class:`LesionImages`, or :class:`derma.features.Features`.
         batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
         shuffle: a new seeded order for every epoch; for training only. Items that do not fill a batch are left to
             another epoch's order: batch normalisation fails on a batch of one.
         workers: processes that prepare batches; 0 does it in this process, None takes a core each, from 2 to 8.
     """
-    if whole := hasattr(dataset, "__getitems__"):
-        workers = 0
-    elif workers is None:
+    if workers is None:
         workers = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=EpochOrder(len(dataset), seed) if shuffle else None,
         drop_last=shuffle,
-        collate_fn=default_convert if whole else None,  # leaves a batch as it is
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -1,11 +1,10 @@
-"""Features of images that a frozen network computes once, and that a head is then trained on."""
+"""Features of images that a frozen network computes once, and that a head is then fitted to."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,18 +32,11 @@ class Features(Dataset):
         paths, ids = ([values[row] for row in rows] for values in (self.paths, self.ids))
         return Features(self.values[rows], self.targets[rows], paths, ids)
 
-    def augmented(self, transform: Callable, seed: int) -> Features:
-        """Return each view as an example of its own, (N * views, width): features have no other augmentation."""
-        views = self.values.shape[1]
-        paths, ids = ([value for value in values for _ in range(views)] for values in (self.paths, self.ids))
-        return Features(self.values.flatten(0, 1), np.repeat(self.targets, views), paths, ids)
-
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitems__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:  # DataLoader asks for batches
-        rows = np.array(numbers) % len(self)
-        return self.values[rows], torch.from_numpy(self.targets[rows])
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.values[row], int(self.targets[row])
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from derma.classifier import Classifier, load_classifier
+from derma.classifier import Classifier, KernelHead, load_classifier
 from derma.states import save_state
 
 
@@ -9,6 +10,8 @@ from derma.states import save_state
 def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_path):
     classifier = Classifier("test_resnet", "none", frozen).eval()
     images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
+    if frozen:
+        classifier.head.fit(classifier.features(images.repeat(3, 1, 1, 1)), np.arange(12) % 3)
     logits = classifier(images)
     assert logits.shape == (4, 3)
     assert torch.equal(classifier.head(classifier.features(images)), logits)
@@ -23,3 +26,20 @@ def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_pa
     save_state({"network": {}}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a classifier, or of another version"):
         load_classifier(tmp_path / "other.safetensors")
+
+
+def test_a_kernel_head_separates_rings_and_balances_classes(monkeypatch):
+    """No linear head could: each class is a ring around the same centre. One class is rare."""
+    generator = np.random.default_rng(0)
+    targets = generator.choice(3, 900, p=(0.05, 0.6, 0.35))
+    angle, radius = generator.uniform(0, 2 * np.pi, 900), 1 + targets + generator.normal(0, 0.2, 900)
+    points = torch.from_numpy(5 + np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)).float()
+    head = KernelHead()
+    head.fit(points[:600], targets[:600])
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = head(points[600:]).argmax(1).numpy()
+    assert all((predicted == targets[600:])[targets[600:] == k].mean() > 0.9 for k in range(3))
+    monkeypatch.setattr(KernelHead, "centres", 100)
+    few = KernelHead()
+    few.fit(points[:600], targets[:600])
+    assert len(few.similar) == 100 and (few(points[600:]).argmax(1).numpy() == predicted).mean() > 0.95
