@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from derma import attributes, scoring, tables
 from derma.commands import Parser, run_main
 from derma.dataset import LABELS, DatasetError, LesionData
-
-ROOT = Path(__file__).resolve().parent.parent
+from derma.settings import ROOT
 
 
 def main() -> None:

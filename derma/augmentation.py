@@ -21,14 +21,6 @@ def _uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-def _about(matrix: np.ndarray, centre: float) -> np.ndarray:
-    """Return a linear map (2, 2) as an affine one (3, 3) that leaves the point (centre, centre) where it is."""
-    affine = np.eye(3)
-    affine[:2, :2] = matrix
-    affine[:2, 2] = centre - matrix @ (centre, centre)
-    return affine
-
-
 @dataclass
 class RandomWarp:
     """Flip, turn, shear, crop and resize an image at random, in one step.
@@ -61,9 +53,10 @@ class RandomWarp:
         left, top = _uniform(0, side - width), _uniform(0, side - height)
         crop = np.array([[width / self.size, 0, left], [0, height / self.size, top], [0, 0, 1]])
         # From a place in the result to the place in the image that is seen there, which is what Pillow asks for.
-        matrix = _about(flip @ turn @ np.array([[1, skew], [0, 1]]), side / 2) @ crop
+        linear, centre = flip @ turn @ np.array([[1, skew], [0, 1]]), np.full(2, side / 2)  # which stays where it is
+        matrix = np.column_stack([linear, centre - linear @ centre]) @ crop
         return image.transform(
-            (self.size, self.size), Image.Transform.AFFINE, matrix[:2].ravel().tolist(), Image.Resampling.BILINEAR
+            (self.size, self.size), Image.Transform.AFFINE, matrix.ravel().tolist(), Image.Resampling.BILINEAR
         )
 
     def _crop(self, side: int) -> tuple[float, float]:

@@ -40,8 +40,6 @@ def fit_calibrator(targets: np.ndarray, probabilities: np.ndarray) -> Calibrator
     from scipy.optimize import minimize  # these take a while, and a prediction needs neither
     from sklearn.metrics import log_loss
 
-    targets = np.asarray(targets)
-
     def fitted(values: np.ndarray) -> Calibrator:
         offsets = np.append(values[1:], 0.0)
         return Calibrator(float(np.exp(values[0])), (offsets - offsets.mean()).tolist())

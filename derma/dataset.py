@@ -191,19 +191,15 @@ class LesionData:
         """Refuse names that occur twice in a split: predictions and truth are joined on them."""
         seen: dict[tuple[str, str], str] = {}
         for path, split in zip(self.images["path"], self.images["split"]):
-            name = name_of(path)
-            if other := seen.get((split, name)):
+            if (other := seen.setdefault((split, name_of(path)), path)) != path:
                 raise DatasetError(f"{path}: has the name of {other} (case and extension do not count); rename one.")
-            seen[split, name] = path
 
     @property
     def counts(self) -> pd.DataFrame:
         """Images for each split (row) and class (column), with totals."""
-        table = pd.crosstab(self.images["split"], self.images["target"])
-        table = table.reindex(index=SPLITS, columns=range(len(CLASSES)), fill_value=0).set_axis(list(CLASSES), axis=1)
-        table = table.rename_axis(None).assign(all=table.sum(axis=1))
-        table.loc["all"] = table.sum()
-        return table
+        table = pd.crosstab(self.images["split"], self.images["target"], margins=True, margins_name="all")
+        table = table.reindex(index=[*SPLITS, "all"], columns=[*range(len(CLASSES)), "all"], fill_value=0)
+        return table.set_axis([*CLASSES, "all"], axis=1).rename_axis(None)
 
     def split(self, *names: str) -> pd.DataFrame:
         """Return the rows of :attr:`images` of these splits, in that order."""

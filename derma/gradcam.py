@@ -28,16 +28,12 @@ def grad_cam(
         maps.append(output.detach().clone().requires_grad_())  # a leaf: neither images nor weights need a gradient
         return maps[-1].clone()  # which layers that work in place may change
 
-    hook = layer.register_forward_hook(start_gradient)
-    try:
-        with torch.enable_grad():
-            logits = network(images)
-            if not maps:
-                return [None] * len(images)
-            chosen = logits.gather(1, torch.as_tensor(targets, device=logits.device).view(-1, 1)).sum()
-            (gradient,) = torch.autograd.grad(chosen, maps[-1])
-    finally:
-        hook.remove()
+    with layer.register_forward_hook(start_gradient), torch.enable_grad():
+        logits = network(images)
+        if not maps:
+            return [None] * len(images)
+        chosen = logits.gather(1, torch.as_tensor(targets, device=logits.device).view(-1, 1)).sum()
+        (gradient,) = torch.autograd.grad(chosen, maps[-1])
     heat = (gradient.mean((2, 3), keepdim=True) * maps[-1].detach()).sum(1, keepdim=True).relu().float()
     heat = functional.interpolate(heat, images.shape[2:], mode="bilinear").squeeze(1)
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()

@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from derma import tables
 from derma.augmentation import views
 from derma.backbones import best_precision
 from derma.calibration import GOAL, Calibrator
@@ -40,18 +41,6 @@ from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why
 from derma.files import write_json, write_text, write_together
 from derma.gradcam import grad_cam
 from derma.inputs import walk, why_no_file
-from derma.tables import (
-    CONTROL,
-    TableError,
-    average,
-    csv_of,
-    join,
-    keys_of,
-    output_file,
-    read_table,
-    tables_from_probabilities,
-    truth_from_ids,
-)
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Reasons = list[tuple[Path, str]]  # files, each with the reason
@@ -215,10 +204,10 @@ def find_images(places: list[Path]) -> tuple[list[Path], Reasons]:
             raise RunError(f"{place}: {what}; name image files, or folders of them.")
         found |= {os.path.abspath(path): (path, why) for path, why in here}  # noqa: PTH100 - once for each spelling
     strange = "a control character in its name, which no table can hold; rename it"
-    reasons = [(path, why or (strange if CONTROL.search(str(path)) else None)) for path, why in found.values()]
+    reasons = [(path, why or (strange if tables.CONTROL.search(str(path)) else None)) for path, why in found.values()]
     files = [path for path, why in reasons if not why]
     first: dict[str, Path] = {}
-    for file, key in zip(files, keys_of([file.as_posix() for file in files])):
+    for file, key in zip(files, tables.keys_of([file.as_posix() for file in files])):
         if first.setdefault(key, file) != file:
             raise RunError(f"{file}: has the name of {first[key]} (case and extension do not count); rename one.")
     return files, [(path, why) for path, why in reasons if why]
@@ -234,15 +223,15 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | Non
     runs = [TrainedRun(folder) for folder in folders]
     if len(runs) == 1 and not (folders[0] / "held_out.csv").exists():
         return runs, None, runs[0].threshold, runs[0].calibrator
-    tables = [read_table(folder / "held_out.csv") for folder in folders]
-    for folder, table in zip(folders, tables, strict=True):
-        if set(table.values.index) != set(tables[0].values.index):
+    parts = [tables.read_table(folder / "held_out.csv") for folder in folders]
+    for folder, part in zip(folders, parts, strict=True):
+        if set(part.values.index) != set(parts[0].values.index):
             raise RunError(
                 f"{folder}: holds out other images than {folders[0]}, so no threshold can be chosen for their mean; "
                 "predict with each, and average with get_results.py --ensemble."
             )
-    truth = truth_from_ids(tables[0])
-    held_out = average([join(table, truth) for table in tables])
+    truth = tables.truth_from_ids(parts[0])
+    held_out = tables.average([tables.join(part, truth) for part in parts])
     if len(runs) == 1:
         return runs, held_out, runs[0].threshold, runs[0].calibrator
     from derma.scoring import choose_out_of_fold  # takes a while, and one run does not need it
@@ -326,10 +315,10 @@ def _claim(out: Path) -> dict[str, list[str]]:
     return written
 
 
-def _write(out: Path, tables: dict[str, pd.DataFrame | None], about: dict) -> None:
+def _write(out: Path, found: dict[str, pd.DataFrame | None], about: dict) -> None:
     """Write tables into the folder of ``out``, and a record of how they were made, which makes them replaceable."""
     written, record = _claim(out), out.with_name(RECORD)
-    contents = {out.with_name(name): csv_of(table) for name, table in tables.items() if table is not None}
+    contents = {out.with_name(name): tables.csv_of(table) for name, table in found.items() if table is not None}
     hashes = {file.name: [sha256(content).hexdigest()] for file, content in contents.items()}
     # While files are replaced, the record knows old and new: a killed call leaves nothing that the next one refuses.
     write_json({"files": {name: hashes.get(name, []) + written.get(name, []) for name in hashes | written}}, record)
@@ -358,12 +347,12 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
     labels = [file.absolute().parent.name for file in read]
     targets = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in labels])
-    results, truth = tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
+    results, truth = tables.tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
     outside = [file for file, target in zip(read, targets) if target < 0]
-    tables = {"held_out.csv": held_out, "ground_truth.csv": None if outside else truth, out.name: results}
+    found = {"held_out.csv": held_out, "ground_truth.csv": None if outside else truth, out.name: results}
     about = {"runs": folders, "commits": [run.commit for run in runs], "threshold": threshold}
     about |= {"calibrator": asdict(calibrator), "images": len(read), "refused": refused}
-    _write(out, tables, about)
+    _write(out, found, about)
     if len(read) <= FEW:
         _print_table(read, calibrated, suspicious)
     print(f"Uncalibrated predictions of {len(read):,} images: {out}")
@@ -383,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m derma.predict", description="Apply trained runs to new images.")
     parser.add_argument("paths", type=Path, nargs="+", metavar=("RUN", "IMAGES"), help="runs, then files and folders")
     default = "predictions/predictions.csv"
-    parser.add_argument("--out", type=output_file, default=default, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--out", type=tables.output_file, default=default, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write where the first network looked, as a page")
     options = parser.parse_args(arguments)
     folders = list(takewhile(_is_run, options.paths)) or options.paths[:1]
@@ -396,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--out {options.out} lies in a run's folder; give it another one")
     try:
         predict(folders, places, options.out, options.explain)
-    except (RunError, TableError) as error:
+    except (RunError, tables.TableError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"{error.filename or options.out}: {error.strerror or error}; name another place.", file=sys.stderr)

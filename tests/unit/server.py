@@ -16,8 +16,6 @@ class Server(ThreadingHTTPServer):
     ``login`` is the user:password and the query that a request must have, None for any.
     """
 
-    daemon_threads = True
-
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.faults, self.requests, self.login = files, {}, Counter(), None
@@ -73,6 +71,5 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             body = body[: len(body) // 2]
         self.wfile.write(body)
-        self.wfile.flush()
         if fault == "stall":
             time.sleep(1)

@@ -71,12 +71,12 @@ def leave(name, strength, first_seed=0):
 def test_differences_have_their_sign_and_equal_ones_hold_zero(folder):
     leave("frozen ResNet50", 1.0)
     leave("frozen DenseNet169", 2.0)
-    leave("frozen ResNet50, one view", 1.0, first_seed=3)
+    leave("frozen EfficientNetV2-B0", 1.0, first_seed=3)
     before = experiments.TABLE.read_text()
     experiments.write_tables()
     assert experiments.TABLE.read_text().startswith(before)  # another machine's row stays
     rows = pd.read_csv(experiments.TABLE).set_index("experiment")
-    better, same = rows.loc["frozen DenseNet169"], rows.loc["frozen ResNet50, one view"]
+    better, same = rows.loc["frozen DenseNet169"], rows.loc["frozen EfficientNetV2-B0"]
     assert 0 < better["difference_3_low"] < better["difference_3"] < better["difference_3_high"]
     assert same["difference_3_low"] < 0 < same["difference_3_high"]
     assert better["difference_3"] == pytest.approx(better.cv_auc_3 - rows.cv_auc_3["frozen ResNet50"], abs=2e-4)

@@ -72,8 +72,7 @@ def broken(tmp_path, unbroken):
 
 
 def state_of(folder):
-    state = load_state(folder / "fold-0.safetensors")
-    return [value for _, value in sorted(state["network"].items())]
+    return load_state(folder / "fold-0.safetensors")["network"].values()
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(broken, unbroken, capsys):
