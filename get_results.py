@@ -290,6 +290,9 @@ def run(options: argparse.Namespace) -> None:
         print_parts(loaded.parts)
     if comparison:
         print_comparison(comparison, options.compare)
+    if options.out:
+        held_out = "" if loaded.held_out is None else ", held_out.csv"
+        print(f"\nWritten to {options.out.parent}: {options.out.name}, ground_truth.csv{held_out}")
     if drawn:
         print("\nFigures: " + ", ".join(draw(joined, report, options)))
 

@@ -61,6 +61,7 @@ def test_ensemble_averages_what_is_held_out_too(score):
     """What --out writes is what was scored, to the last digit."""
     files = [run_with_held_out("a", RESULTS, 0), run_with_held_out("b", OTHER, 1)]
     code, out, _ = score("0.4", "--ensemble", *files, "--out", "m/results.csv")
+    assert "Written to m: results.csv, ground_truth.csv, held_out.csv\n" in out
     assert code == 0 and "\nmean of probabilities  1.000" in out and "\na/results.csv          0.917" in out
     assert read_table("m/results.csv").values.loc["a"].tolist() == [0.5, 0.05]
     parts = [read_table(file.with_name("held_out.csv")).values for file in files]
