@@ -2,7 +2,7 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  the published recipe, now with kernel heads: train on data/extra, then data/isic2017, average, score; for a GPU
+# make published  the published recipe, but with kernel heads: train on data/extra, then data/isic2017, average, score; for a GPU
 # make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 

@@ -53,7 +53,7 @@ class RandomWarp:
         left, top = _uniform(0, side - width), _uniform(0, side - height)
         crop = np.array([[width / self.size, 0, left], [0, height / self.size, top], [0, 0, 1]])
         # From a place in the result to the place in the image that is seen there, which is what Pillow asks for.
-        linear, centre = flip @ turn @ np.array([[1, skew], [0, 1]]), np.full(2, side / 2)  # which stays where it is
+        linear, centre = flip @ turn @ np.array([[1, skew], [0, 1]]), np.full(2, side / 2)  # the centre stays
         matrix = np.column_stack([linear, centre - linear @ centre]) @ crop
         return image.transform(
             (self.size, self.size), Image.Transform.AFFINE, matrix.ravel().tolist(), Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""The network of the classification notebook, which shows this source; and the head of a frozen one."""
+"""The network of the classification notebook, which shows ``Classifier``, and the head of a frozen run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from derma.backbones import load_backbone, stage_features
@@ -16,46 +14,45 @@ from derma.states import load_state
 
 
 class KernelHead(nn.Module):
-    """Kernel logistic regression: standardised features (N, width) to logits (N, 3).
+    """Kernel logistic regression: features (N, width) to logits (N, 3).
 
-    A logit is a weighted sum of the similarities to training images, exp(-distance² / (2 * width)), as in Zhu and
-    Hastie, 2005 (https://doi.org/10.1198/106186005X25619). The width of the Gaussian and the penalty (``C``) were
-    chosen out of fold, for five backbones together (docs/experiments.md).
+    A logit is a weighted sum of the similarities exp(-d / 2) to training images, where d is the mean squared difference
+    of the standardised features (Zhu and Hastie, 2005, https://doi.org/10.1198/106186005X25619). This scale and the
+    penalty (``C``) were chosen out of fold, for five backbones together (docs/experiments.md).
     """
 
-    centres = 2500  # at most; of more training images, as many are drawn (Nyström's approximation)
+    centres = 2500  # at most; from more training images, this many are drawn (Nyström's approximation)
+    fitted = ("mean", "std", "similar", "weight", "bias")  # similar: standardised features of the training images
 
     def __init__(self):
         super().__init__()
-        for name in ("mean", "std", "similar"):  # the last: standardised features of training images
-            self.register_buffer(name, torch.zeros(1, 1))
-        self.linear = nn.Linear(1, len(CLASSES))
+        for name in self.fitted:
+            self.register_buffer(name, torch.zeros(1))
 
     def fit(self, features: torch.Tensor, targets: np.ndarray) -> None:
         """Fit to the features (N, width) of training images, the classes weighted inversely to their frequency."""
-        self.mean, self.std = features.mean(0), features.std(0).clamp(min=1e-6)
+        from sklearn.kernel_approximation import Nystroem  # takes a while, and a prediction does not need it
+        from sklearn.linear_model import LogisticRegression
+
+        std = features.std(0)
+        self.mean, self.std = features.mean(0), torch.where(std < 1e-6, 1, std)  # some channels are always 0
         scaled = ((features - self.mean) / self.std).cpu().double().numpy()
         kernel = Nystroem(gamma=0.5 / scaled.shape[1], n_components=min(len(scaled), self.centres), random_state=0)
         logistic = LogisticRegression(C=30, class_weight="balanced", max_iter=1000)
         logistic.fit(kernel.fit_transform(scaled), targets)
-        self.similar = torch.from_numpy(kernel.components_).float()
-        self.linear = nn.Linear(len(self.similar), len(CLASSES))
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.from_numpy(logistic.coef_ @ kernel.normalization_))
-            self.linear.bias.copy_(torch.from_numpy(logistic.intercept_))
-        self.to(features.device)
+        values = kernel.components_, logistic.coef_ @ kernel.normalization_, logistic.intercept_
+        self.similar, self.weight, self.bias = (torch.from_numpy(each).to(features) for each in values)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):  # the weights are large, and nearly cancel
             scaled = (features - self.mean) / self.std
             squares = scaled.square().sum(1, keepdim=True) + self.similar.square().sum(1)
             distances = (squares - 2 * scaled @ self.similar.T) / scaled.shape[1]
-            return self.linear(torch.exp(-0.5 * distances))
+            return torch.exp(-0.5 * distances) @ self.weight.T + self.bias
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments: object) -> None:
-        for name in ("mean", "std", "similar"):  # of whatever size they were fitted with
+        for name in self.fitted:  # of whatever size they were fitted with
             setattr(self, name, torch.empty_like(state[prefix + name], device=self.mean.device))
-        self.linear = nn.Linear(len(self.similar), len(CLASSES), device=self.mean.device)
         super()._load_from_state_dict(state, prefix, *arguments)
 
 
@@ -64,8 +61,8 @@ class Classifier(nn.Module):
 
     Args:
         model, weights: of the backbone; see :func:`derma.backbones.load_backbone`.
-        frozen: fit the head alone, a :class:`KernelHead`; else it is linear. It then sees the features of all stages,
-            and :meth:`forward` also takes such features, (N, width), in place of images: they are computed only once.
+        frozen: fit only the head, a :class:`KernelHead` on the features of all stages; else it is linear.
+            :meth:`forward` then also takes such features, (N, width), in place of images: they are computed only once.
     """
 
     def __init__(self, model: str, weights: str, frozen: bool):

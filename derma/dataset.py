@@ -327,13 +327,15 @@ def make_loader(
     """Return a DataLoader over ``dataset`` whose order depends on ``seed`` and the epoch alone.
 
     Args:
-        dataset: a :class:`LesionImages`, or :class:`derma.features.Features`.
+        dataset: a :class:`LesionImages`, or :class:`derma.features.Features`, which needs no workers.
         batch_size: items for each batch; the last batch may be smaller, unless ``shuffle``.
         shuffle: a new seeded order for every epoch; for training only. Items that do not fill a batch are left to
             another epoch's order: batch normalisation fails on a batch of one.
         workers: processes that prepare batches; 0 does it in this process, None takes a core each, from 2 to 8.
     """
-    if workers is None:
+    if hasattr(dataset, "values"):
+        workers = 0  # features lie in memory; sending them between processes would take longer
+    elif workers is None:
         workers = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return DataLoader(
         dataset,

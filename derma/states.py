@@ -57,11 +57,7 @@ def save_state(state: dict, file: Path) -> None:
 
 
 def load_state(file: Path) -> dict:
-    """Return what :func:`save_state` wrote; nothing is unpickled.
-
-    Raises:
-        ValueError: the file is missing, torn or changed.
-    """
+    """Return what :func:`save_state` wrote; a ValueError if the file is missing, torn or changed."""
     try:
         with safe_open(file, "pt") as content:
             metadata = content.metadata() or {}

@@ -36,5 +36,5 @@ def test_features_are_computed_once_and_again_for_changed_images(data_folder, tm
     assert not torch.equal(compute()[1].values, features.values)
     assert compute(tta=False)[1].values.shape[1] == 1
 
-    ((values, targets),) = make_loader(features.subset(np.array([4, 0])), 5, workers=0)
+    ((values, targets),) = make_loader(features.subset(np.array([4, 0])), 5)
     assert torch.equal(values, features.values[[4, 0]]) and targets.tolist() == features.targets[[4, 0]].tolist()
