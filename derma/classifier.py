@@ -22,26 +22,32 @@ class KernelHead(nn.Module):
     """
 
     centres = 2500  # at most; from more training images, this many are drawn (Nyström's approximation)
-    fitted = ("mean", "std", "similar", "weight", "bias")  # similar: standardised features of the training images
 
     def __init__(self):
         super().__init__()
-        for name in self.fitted:
+        for name in ("mean", "std", "similar"):  # the last: standardised features of the training images
             self.register_buffer(name, torch.zeros(1))
+        # Parameters, though no gradient trains them: several processes refuse a network without any.
+        self.weight, self.bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def _set(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():  # of whatever size they are fitted with
+            setattr(self, name, nn.Parameter(value) if name in ("weight", "bias") else value)
 
     def fit(self, features: torch.Tensor, targets: np.ndarray) -> None:
         """Fit to the features (N, width) of training images, the classes weighted inversely to their frequency."""
         from sklearn.kernel_approximation import Nystroem  # takes a while, and a prediction does not need it
         from sklearn.linear_model import LogisticRegression
 
-        std = features.std(0)
-        self.mean, self.std = features.mean(0), torch.where(std < 1e-6, 1, std)  # some channels are always 0
-        scaled = ((features - self.mean) / self.std).cpu().double().numpy()
+        mean, std = features.mean(0), features.std(0)
+        std = torch.where(std < 1e-6, 1, std)  # some channels are always 0
+        scaled = ((features - mean) / std).cpu().double().numpy()
         kernel = Nystroem(gamma=0.5 / scaled.shape[1], n_components=min(len(scaled), self.centres), random_state=0)
         logistic = LogisticRegression(C=30, class_weight="balanced", max_iter=1000)
         logistic.fit(kernel.fit_transform(scaled), targets)
         values = kernel.components_, logistic.coef_ @ kernel.normalization_, logistic.intercept_
-        self.similar, self.weight, self.bias = (torch.from_numpy(each).to(features) for each in values)
+        similar, weight, bias = (torch.from_numpy(each).to(features.device, features.dtype) for each in values)
+        self._set(mean=mean, std=std, similar=similar, weight=weight, bias=bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):  # the weights are large, and nearly cancel
@@ -51,8 +57,8 @@ class KernelHead(nn.Module):
             return torch.exp(-0.5 * distances) @ self.weight.T + self.bias
 
     def _load_from_state_dict(self, state: dict, prefix: str, *arguments: object) -> None:
-        for name in self.fitted:  # of whatever size they were fitted with
-            setattr(self, name, torch.empty_like(state[prefix + name], device=self.mean.device))
+        names = [*self._buffers, *self._parameters]
+        self._set(**{name: torch.empty_like(state[prefix + name], device=self.mean.device) for name in names})
         super()._load_from_state_dict(state, prefix, *arguments)
 
 
