@@ -68,7 +68,7 @@ EXPERIMENTS = {
     PAIR[0]: Experiment(EFFICIENTNET, SHORT | FAST, PAIR[1]),
     f"{PAIR[0]}, with heads": Ensemble(PAIR, PAIR[0]),
     f"{PAIR[0]}, with heads and a DenseNet169's": Ensemble((*PAIR, "frozen DenseNet169"), f"{PAIR[0]}, with heads"),
-    "ResNet50, 256 px": Experiment(RESNET, TUNED, "frozen ResNet50"),
+    "ResNet50, 256 px": Experiment(RESNET, TUNED),
     "ResNet50, two stages, 256 px": Experiment(RESNET, TUNED | FIRST[RESNET], "ResNet50, 256 px"),
     "EfficientNetV2-B0, two stages, 256 px": Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], PAIR[0]),
 }
@@ -133,8 +133,8 @@ def records_of(name: str, table: pd.DataFrame) -> list[dict]:
     experiment = EXPERIMENTS[name]
     if isinstance(experiment, Experiment):
         return [record_of(name, folder) for folder in folders_of(name)]
-    rows = table.loc[list(experiment.members)]
-    record = {"command": command(name), "commit": rows["commit"].iloc[0], "date": rows["date"].max()}
+    rows = table.loc[list(experiment.members)].sort_values("date", kind="stable")
+    record = {"command": command(name), "commit": rows["commit"].iloc[-1], "date": rows["date"].iloc[-1]}
     return [record | {"minutes": rows["minutes"].astype(float).sum()}]
 
 

@@ -26,11 +26,7 @@ OFFICIAL = Path(__file__).with_name("isic2017.csv")  # every image of part 3: id
 
 
 def compare_with_official(images: pd.DataFrame) -> pd.DataFrame:
-    """Return how ``derma.dataset.LesionData.images`` differ from the official ISIC 2017 part 3.
-
-    Returns:
-        Columns ``id`` and ``problem``; empty if they are the 2,750 official images and no other.
-    """
+    """Return how ``derma.dataset.LesionData.images`` differ from the official ones: columns ``id`` and ``problem``."""
     official = pd.read_csv(OFFICIAL, index_col="id")
     here = images["split"] + "/" + images["target"].map(CLASSES.__getitem__)
     here.index = [Path(path).stem for path in images["path"]]
