@@ -333,7 +333,7 @@ def make_loader(
             another epoch's order: batch normalisation fails on a batch of one.
         workers: processes that prepare batches; 0 does it in this process, None takes a core each, from 2 to 8.
     """
-    if hasattr(dataset, "values"):
+    if not isinstance(dataset, LesionImages):
         workers = 0  # features lie in memory; sending them between processes would take longer
     elif workers is None:
         workers = max(2, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
