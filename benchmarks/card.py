@@ -3,8 +3,6 @@
 python benchmarks/card.py results.csv data/isic2017
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

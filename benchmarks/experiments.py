@@ -9,8 +9,6 @@ Each experiment executes skin_lesion_classification.ipynb once for each seed, on
 split is never predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 All are rough: use them for groups of images, not for a single one.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from PIL import Image

@@ -6,8 +6,6 @@ A leak is two images of one photograph in two splits. The pairs go to ``models/<
 shows them to ``models/<name>/leaks.png``.
 """
 
-from __future__ import annotations
-
 import sys
 from itertools import combinations_with_replacement
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What all commands share: a parser whose errors are one sentence, how they write and end, and progress bars."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

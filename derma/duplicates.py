@@ -6,8 +6,6 @@ neighbours in n log n, for all eight orientations. A fine measure decides: the n
 most pairs drop out, then at 128 x 128 and over small changes of scale. What it finds: docs/leaks.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

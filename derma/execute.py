@@ -6,8 +6,6 @@ A terminal shows all that cells print, a log whole lines and about once a minute
 no progress bars, of which ``jupyter nbconvert --execute`` keeps every state.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os

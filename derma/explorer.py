@@ -4,8 +4,6 @@ Drawn with Bokeh (https://docs.bokeh.org): a thumbnail under the pointer, colour
 nearest images on a click, search by file name. The keyboard is enough: search, then walk from neighbour to neighbour.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

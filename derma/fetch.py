@@ -10,8 +10,6 @@ Each image is read straight out of the zip on the server, shrunk as ``derma.shri
 nothing. Existing images are not fetched again: after an interruption, the same command continues.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from argparse import Namespace

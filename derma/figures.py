@@ -1,7 +1,5 @@
 """Figures of the notebooks and of get_results.py; each is returned, and saved to ``file`` if that is given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

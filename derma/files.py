@@ -1,7 +1,5 @@
 """Write files all or nothing: a killed run leaves the old file or the new one, never half of one."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

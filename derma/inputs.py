@@ -4,8 +4,6 @@ File managers and systems leave files among images: those are passed over withou
 images whose values nobody can interpret are refused, each with a reason for the report.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

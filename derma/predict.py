@@ -8,8 +8,6 @@ Several runs are averaged, as ``get_results.py --ensemble`` averages them. The p
 ``Id,task_1,task_2``. If every image lies in a class folder, so is the truth, and ``get_results.py`` can score them.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -12,8 +12,6 @@ hairs, ruler marks, gel bubbles and dark corners do not depend on the class.
 These are drawings: what a network trained on them predicts says nothing about skin.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -9,8 +9,6 @@ Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,
 that category is not defined, such as 2 and 3 without a keratosis; see ``derma.tables.defined``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace

@@ -8,8 +8,6 @@ resized to a short side of 256 pixels and written as a JPEG of quality 95 withou
 in OUT are not shrunk again; unreadable ones are listed in ``OUT/refused.csv``.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

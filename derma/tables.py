@@ -6,8 +6,6 @@ commas, semicolons, tabs, bars or spaces. Every error is a :class:`TableError`, 
 row. Rows are numbered as in an editor: a header is row 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

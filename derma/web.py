@@ -6,8 +6,6 @@ Proxies come from the environment (``HTTPS_PROXY``, ``NO_PROXY``, ...) or the sy
 system's store or ``SSL_CERT_FILE``.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re
