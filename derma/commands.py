@@ -70,7 +70,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def whole_number(least: int, most: int = 2**31):
+def whole_number(least: int, most: int):
     """Return a type for ``add_argument``: a whole number from ``least`` to ``most``."""
 
     def convert(text: str) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,7 +56,7 @@ class Table:
     values: pd.DataFrame
     identifiers: list[str]
     rows: np.ndarray
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...]
 
 
 def _read_text(file: Path) -> str:

@@ -172,7 +172,7 @@ class Zip:
     ``members`` lists them as ``zipfile.ZipInfo``. CommandError or OSError if it is no zip or missing.
     """
 
-    def __init__(self, location: str | Path, web: Web | None = None):
+    def __init__(self, location: str | Path, web: Web | None):
         remote = "://" in str(location)
         self._read_part = partial(web.get if remote else _read_part, location)
         size = web.size(location) if remote else Path(location).stat().st_size
