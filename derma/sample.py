@@ -65,13 +65,13 @@ class Canvas:
 
     def strokes(self, lines: list[tuple[np.ndarray, float]]) -> np.ndarray:
         """Draw lines, each (points, 2) from the image's centre and a width, as ink in [0, 1], (height, width)."""
-        finer = 3 if self.short < 600 else 1  # smooths the edges of hairs that are about a pixel wide
+        finer = 3  # smooths the edges of hairs that are about a pixel wide
         ink = Image.new("L", (self.width * finer, self.height * finer))
         draw = ImageDraw.Draw(ink)
         for points, width in lines:
             pixels = [tuple(each) for each in (points * self.short + (self.width / 2, self.height / 2)) * finer]
             draw.line(pixels, fill=255, width=max(1, round(width * self.short * finer)), joint="curve")
-        return np.asarray(ink.reduce(finer) if finer > 1 else ink, np.float32) / 255
+        return np.asarray(ink.reduce(finer), np.float32) / 255
 
     def dots(self, depth: np.ndarray, counts: tuple, depths: tuple, radii: tuple, softness: float = 0.35) -> np.ndarray:
         """Draw soft round dots at random places as ink in [0, 1], (height, width).
