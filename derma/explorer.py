@@ -20,11 +20,10 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
 from derma.dataset import load_square
+from derma.figures import COLOURS
 from derma.files import write_text
 
 THUMBNAIL = 72  # side, in pixels
-# Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/).
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = {"circle": "&#9679;", "triangle": "&#9650;", "square": "&#9632;", "diamond": "&#9670;"}
 TOOLTIP = f"""<div style="max-width:160px"><img src="@thumbnail" width="{THUMBNAIL}" height="{THUMBNAIL}" alt=""><br>
 <b>@label</b><br>@name</div>"""
