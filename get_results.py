@@ -37,7 +37,7 @@ from derma.tables import (
     read_table,
     truth_from_ids,
     write_predictions,
-)  # fmt: skip
+)
 
 NAMES = {1: "melanoma", 2: "seborrheic keratosis", 3: "mean of the two"}
 PLURALS = {1: "melanomas", 2: "seborrheic keratoses"}

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from derma import scoring, tables
 from derma.commands import Parser, run_main
+from derma.settings import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "skin_lesion_classification.ipynb"
 TABLE, PAGE, RUNS = ROOT / "docs" / "experiments.csv", ROOT / "docs" / "experiments.md", ROOT / "models" / "experiments"
 COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
@@ -138,7 +138,7 @@ def records_of(name: str, table: pd.DataFrame) -> list[dict]:
 
 def predictions(name: str) -> pd.DataFrame:
     """Return the held-out predictions, in columns ``<seed>/task_1`` and so on, and the truth, indexed by Id."""
-    if isinstance(EXPERIMENTS.get(name), Ensemble):
+    if isinstance(EXPERIMENTS[name], Ensemble):
         members = [predictions(each) for each in EXPERIMENTS[name].members]
         return sum(each.loc[members[0].index] for each in members) / len(members)
     held_out = [tables.read_table(folder / "held_out.csv") for folder in folders_of(name)]
