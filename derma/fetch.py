@@ -291,13 +291,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--extra", action="store_true", help="further training images from the ISIC Archive")
     text = "with --extra: the ISIC 2017 images; default: %(default)s"
     add("--official", type=Path, default="data/isic2017", metavar="FOLDER", help=text)
-    for name, low, high, default, unit, what in (
-        ("most", 1, 2**31, 2000, "N", "with --extra: images of each class"),
-        ("short-side", 16, 8192, shrink.SHORT_SIDE, "PIXELS", "of the images written"),
-        ("connections", 1, 64, 8, "N", "images at a time"),
-    ):
-        text = f"{what}; default: %(default)s"
-        add(f"--{name}", type=whole_number(low, high), default=default, metavar=unit, help=text)
+    text = "with --extra: images of each class; default: %(default)s"
+    add("--most", type=whole_number(1, 2**31), default=2000, metavar="N", help=text)
+    text = "of the images written; default: %(default)s"
+    add("--short-side", type=whole_number(16, 8192), default=shrink.SHORT_SIDE, metavar="PIXELS", help=text)
+    text = "images at a time; default: %(default)s"
+    add("--connections", type=whole_number(1, 64), default=8, metavar="N", help=text)
     options = parser.parse_args(arguments)
     out = options.out or Path("data/extra" if options.extra else "data/isic2017")
     if ":/" in str(out):
