@@ -144,7 +144,7 @@ def _by_category(values: pd.Series, signs: list[str]) -> tuple[list[str], str]:
     """Return each value's colour, and the legend as HTML."""
     codes, names = pd.factorize(values, sort=True)
     keys = (f'<span style="color:{colour}">{sign}</span> ' for colour, sign in zip(cycle(COLOURS), cycle(signs)))
-    legend = " &nbsp; ".join(key + html.escape(str(name)) for key, name in zip(keys, names))
+    legend = " &nbsp; ".join(key + html.escape(name) for key, name in zip(keys, names))
     return [COLOURS[code % len(COLOURS)] for code in codes], legend
 
 

@@ -378,7 +378,7 @@ def balanced_accuracy_interval(targets: np.ndarray, predictions: np.ndarray, res
     rng = np.random.default_rng(0)
     right = [predictions[targets == k] == k for k in np.unique(targets)]
     drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
-    return percentile_interval(float(np.mean([each.mean() for each in right])), drawn)
+    return percentile_interval(np.mean([each.mean() for each in right]), drawn)
 
 
 def wilson(successes: int, trials: int) -> Estimate:
