@@ -5,8 +5,6 @@ is multiplied into one matrix and applied once, by Pillow; it also blurs once in
 PIL images and draw from torch's random numbers.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Backbones from timm: any of its models without the last layer, with pretrained weights from its hub or a file."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 from pathlib import Path

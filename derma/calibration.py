@@ -1,7 +1,5 @@
 """Calibrate class probabilities: a temperature for confidence, and an offset for each class."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The network of the classification notebook, which shows ``Classifier``, and the head of a frozen run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

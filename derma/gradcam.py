@@ -1,7 +1,5 @@
 """Grad-CAM: which places of an image a convolutional network bases a class on."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import nn

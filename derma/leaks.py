@@ -3,8 +3,6 @@
 Images are given as in ``derma.dataset.LesionData.images``: a row each, with columns ``path`` and ``split``.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array

@@ -1,7 +1,5 @@
 """What surrounds a visible training loop: seeds, atomic checkpoints, history, TensorBoard, several processes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Read a notebook's settings: the environment over the data folder's recipe over the defaults."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import json

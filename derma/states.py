@@ -1,7 +1,5 @@
 """Nested states of networks, optimizers and random generators as safetensors: nothing is pickled."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
