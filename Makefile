@@ -2,7 +2,7 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  the published recipe, but with kernel heads: train on data/extra, then data/isic2017, average, score; for a GPU
+# make published  two stages: train on data/extra, then on data/isic2017, average, score; hours on two cores
 # make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
@@ -43,29 +43,35 @@ official: .venv/installed
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
-# Two stages for each backbone: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them, then
-# on DERMA_DATA, the official ones. 'make -j4 published' trains several networks at once on a GPU; docs/speed.md has the
-# times, and a smaller recipe for two cores. Finished parts are kept, so other settings need another PUBLISHED.
+# Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them, then
+# on DERMA_DATA, the official ones. Heads are fitted to the first stage's network at two sizes.
+# 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
+# PUBLISHED. docs/speed.md has the times, and smaller recipes.
 EXTRA ?= data/extra
 BACKBONES ?= resnet50.tv_in1k tf_efficientnetv2_b0
-SIZE ?= 256
+SIZE ?= 192
 EPOCHS ?= 15
 PUBLISHED ?= models/published
-TUNED = DERMA_FROZEN=false DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
-STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_IMAGE_SIZE=$(SIZE) DERMA_RESULTS=$(@D)
-PARTS := $(foreach part,fine-tuned frozen,$(BACKBONES:%=$(PUBLISHED)/%-$(part)))
+STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_RESULTS=$(@D)
+SECOND = $(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
+PARTS := $(foreach part,frozen half-size fine-tuned,$(BACKBONES:%=$(PUBLISHED)/%-$(part)))
 published: $(PARTS:%=%/metrics.json)
 	$(call average,$(PARTS),$(PUBLISHED))
 
 # The notebook's last cell writes metrics.json. '+': the runs share the jobs of -j.
 $(PUBLISHED)/%-first/metrics.json: | .venv/installed
-	+$(STAGE) $(TUNED) DERMA_WEIGHTS=$(call weights,$*) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false
-
-$(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	+$(STAGE) $(TUNED) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
+	+$(STAGE) DERMA_WEIGHTS=$(call weights,$*) DERMA_IMAGE_SIZE=$(SIZE) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false \
+		DERMA_FROZEN=false DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
 
 $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	+$(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first DERMA_FROZEN=true
+	+$(SECOND) DERMA_IMAGE_SIZE=$(SIZE) DERMA_FROZEN=true
+
+$(PUBLISHED)/%-half-size/metrics.json: $(PUBLISHED)/%-first/metrics.json
+	+$(SECOND) DERMA_IMAGE_SIZE=$$(($(SIZE) / 2)) DERMA_FROZEN=true
+
+# The notebook's own epochs and learning rates: three times these rates lose (docs/experiments.md).
+$(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
+	+$(SECOND) DERMA_IMAGE_SIZE=$(SIZE) DERMA_FROZEN=false
 
 .SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # make would delete them at the end
 

@@ -33,12 +33,12 @@ TABLE, PAGE, RUNS = ROOT / "docs" / "experiments.csv", ROOT / "docs" / "experime
 COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 RESNET, EFFICIENTNET = "resnet50.tv_in1k", "tf_efficientnetv2_b0"
 FROZEN = {"frozen": True, "image_size": 192}
-RATES = {"lr_head": 1e-3, "lr_backbone": 3e-4}
-TUNED, SHORT = RATES | {"image_size": 256, "epochs": 15}, RATES | {"image_size": 192, "epochs": 5}
-# Trained on further images, by `make published`; the last one with PUBLISHED=models/fast, SIZE and EPOCHS of SHORT.
-FIRST = {model: {"weights": f"models/published/{model}-first"} for model in (RESNET, EFFICIENTNET)}
-FAST = {"weights": f"models/fast/{EFFICIENTNET}-first"}
+SHORT = {"lr_head": 1e-3, "lr_backbone": 3e-4, "image_size": 192, "epochs": 5}
+# Trained on further images by `make published`; the second one with PUBLISHED=models/fast EPOCHS=5.
+FIRST, FAST = ({"weights": f"models/{folder}/{EFFICIENTNET}-first"} for folder in ("published", "fast"))
 PAIR = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
+LONG = f"{PAIR[0]}, 15 and 8 epochs", f"{PAIR[1]}, 15 epochs"
+HALF, LONG_HALF = f"{PAIR[1]}, half size", f"{LONG[1]}, half size"
 
 
 class Experiment(NamedTuple):
@@ -63,12 +63,17 @@ EXPERIMENTS = {
     "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50"),
     "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, FROZEN, "frozen ResNet50"),
     PAIR[1]: Experiment(EFFICIENTNET, FROZEN | FAST, "frozen EfficientNetV2-B0"),
+    HALF: Experiment(EFFICIENTNET, FROZEN | FAST | {"image_size": 96}, PAIR[1]),
+    f"{PAIR[1]}, both sizes": Ensemble((PAIR[1], HALF), PAIR[1]),
     PAIR[0]: Experiment(EFFICIENTNET, SHORT | FAST, PAIR[1]),
     f"{PAIR[0]}, with heads": Ensemble(PAIR, PAIR[0]),
-    f"{PAIR[0]}, with heads and a DenseNet169's": Ensemble((*PAIR, "frozen DenseNet169"), f"{PAIR[0]}, with heads"),
-    "ResNet50, 256 px": Experiment(RESNET, TUNED),
-    "ResNet50, two stages, 256 px": Experiment(RESNET, TUNED | FIRST[RESNET], "ResNet50, 256 px"),
-    "EfficientNetV2-B0, two stages, 256 px": Experiment(EFFICIENTNET, TUNED | FIRST[EFFICIENTNET], PAIR[0]),
+    f"{PAIR[0]}, with heads at both sizes": Ensemble((*PAIR, HALF), f"{PAIR[0]}, with heads"),
+    LONG[1]: Experiment(EFFICIENTNET, FROZEN | FIRST, PAIR[1]),
+    LONG_HALF: Experiment(EFFICIENTNET, FROZEN | FIRST | {"image_size": 96}, LONG[1]),
+    f"{LONG[1]}, both sizes": Ensemble((LONG[1], LONG_HALF), LONG[1]),
+    LONG[0]: Experiment(EFFICIENTNET, FIRST | {"image_size": 192}, PAIR[0]),
+    f"{LONG[0]}, with heads": Ensemble(LONG, f"{PAIR[0]}, with heads"),
+    f"{LONG[0]}, with heads at both sizes": Ensemble((*LONG, LONG_HALF), f"{LONG[0]}, with heads"),
 }
 
 
