@@ -2,7 +2,7 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  two stages: train on data/extra, then on data/isic2017, average, score; hours on two cores
+# make published  two stages: train on data/extra, then on data/isic2017, average, score; not the recipe of results.csv
 # make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
@@ -43,8 +43,8 @@ official: .venv/installed
 	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
-# Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them, then
-# on DERMA_DATA, the official ones. Heads are fitted to the first stage's network at two sizes.
+# Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
+# then on DERMA_DATA, the official ones. Heads are fitted to the first stage's network at two sizes.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
 # PUBLISHED. docs/speed.md has the times, and smaller recipes.
 EXTRA ?= data/extra
@@ -69,7 +69,7 @@ $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
 $(PUBLISHED)/%-half-size/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	+$(SECOND) DERMA_IMAGE_SIZE=$$(($(SIZE) / 2)) DERMA_FROZEN=true
 
-# The notebook's own epochs and learning rates: three times these rates lose (docs/experiments.md).
+# The notebook's own epochs and learning rates.
 $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	+$(SECOND) DERMA_IMAGE_SIZE=$(SIZE) DERMA_FROZEN=false
 

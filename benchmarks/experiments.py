@@ -6,7 +6,7 @@
     python benchmarks/experiments.py --table                 # the table from the CSV; nothing is trained
 
 Each experiment executes skin_lesion_classification.ipynb once for each seed, on five folds of train and valid; the test
-split is never predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
+split is not predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
 """
 
 import json
@@ -33,12 +33,12 @@ TABLE, PAGE, RUNS = ROOT / "docs" / "experiments.csv", ROOT / "docs" / "experime
 COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 RESNET, EFFICIENTNET = "resnet50.tv_in1k", "tf_efficientnetv2_b0"
 FROZEN = {"frozen": True, "image_size": 192}
-SHORT = {"lr_head": 1e-3, "lr_backbone": 3e-4, "image_size": 192, "epochs": 5}
-# Trained on further images by `make published`; the second one with PUBLISHED=models/fast EPOCHS=5.
-FIRST, FAST = ({"weights": f"models/{folder}/{EFFICIENTNET}-first"} for folder in ("published", "fast"))
-PAIR = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
-LONG = f"{PAIR[0]}, 15 and 8 epochs", f"{PAIR[1]}, 15 epochs"
-HALF, LONG_HALF = f"{PAIR[1]}, half size", f"{LONG[1]}, half size"
+# First stages on further images; docs/experiments.md has the commands.
+FIRST = {"weights": f"models/published/{EFFICIENTNET}-first"}
+FAST = {"weights": f"models/fast/{EFFICIENTNET}-first"}
+TUNED, HEADS = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
+LONG_TUNED, LONG_HEADS = f"{TUNED}, 15 and 8 epochs", f"{HEADS}, 15 epochs"
+HALF, LONG_HALF = f"{HEADS}, half size", f"{LONG_HEADS}, half size"
 
 
 class Experiment(NamedTuple):
@@ -62,18 +62,22 @@ EXPERIMENTS = {
     "frozen ResNet50": Experiment(RESNET, FROZEN),
     "frozen DenseNet169": Experiment("densenet169.tv_in1k", FROZEN, "frozen ResNet50"),
     "frozen EfficientNetV2-B0": Experiment(EFFICIENTNET, FROZEN, "frozen ResNet50"),
-    PAIR[1]: Experiment(EFFICIENTNET, FROZEN | FAST, "frozen EfficientNetV2-B0"),
-    HALF: Experiment(EFFICIENTNET, FROZEN | FAST | {"image_size": 96}, PAIR[1]),
-    f"{PAIR[1]}, both sizes": Ensemble((PAIR[1], HALF), PAIR[1]),
-    PAIR[0]: Experiment(EFFICIENTNET, SHORT | FAST, PAIR[1]),
-    f"{PAIR[0]}, with heads": Ensemble(PAIR, PAIR[0]),
-    f"{PAIR[0]}, with heads at both sizes": Ensemble((*PAIR, HALF), f"{PAIR[0]}, with heads"),
-    LONG[1]: Experiment(EFFICIENTNET, FROZEN | FIRST, PAIR[1]),
-    LONG_HALF: Experiment(EFFICIENTNET, FROZEN | FIRST | {"image_size": 96}, LONG[1]),
-    f"{LONG[1]}, both sizes": Ensemble((LONG[1], LONG_HALF), LONG[1]),
-    LONG[0]: Experiment(EFFICIENTNET, FIRST | {"image_size": 192}, PAIR[0]),
-    f"{LONG[0]}, with heads": Ensemble(LONG, f"{PAIR[0]}, with heads"),
-    f"{LONG[0]}, with heads at both sizes": Ensemble((*LONG, LONG_HALF), f"{LONG[0]}, with heads"),
+    HEADS: Experiment(EFFICIENTNET, FROZEN | FAST, "frozen EfficientNetV2-B0"),
+    HALF: Experiment(EFFICIENTNET, FROZEN | FAST | {"image_size": 96}, HEADS),
+    f"{HEADS}, both sizes": Ensemble((HEADS, HALF), HEADS),
+    TUNED: Experiment(
+        EFFICIENTNET, {"lr_head": 1e-3, "lr_backbone": 3e-4, "image_size": 192, "epochs": 5} | FAST, HEADS
+    ),
+    f"{TUNED}, with heads": Ensemble((TUNED, HEADS), TUNED),
+    f"{TUNED}, with heads at both sizes": Ensemble((TUNED, HEADS, HALF), f"{TUNED}, with heads"),
+    LONG_HEADS: Experiment(EFFICIENTNET, FROZEN | FIRST, HEADS),
+    LONG_HALF: Experiment(EFFICIENTNET, FROZEN | FIRST | {"image_size": 96}, LONG_HEADS),
+    f"{LONG_HEADS}, both sizes": Ensemble((LONG_HEADS, LONG_HALF), LONG_HEADS),
+    LONG_TUNED: Experiment(EFFICIENTNET, FIRST | {"image_size": 192}, TUNED),
+    f"{LONG_TUNED}, with heads": Ensemble((LONG_TUNED, LONG_HEADS), f"{TUNED}, with heads"),
+    f"{LONG_TUNED}, with heads at both sizes": Ensemble(
+        (LONG_TUNED, LONG_HEADS, LONG_HALF), f"{TUNED}, with heads at both sizes"
+    ),
 }
 
 

@@ -86,15 +86,15 @@ def test_differences_have_their_sign_and_equal_ones_hold_zero(folder):
 
 
 def test_only_runs_of_todays_settings_count_and_are_not_repeated(folder, monkeypatch):
-    leave(experiments.PAIR[0], 1.0)
+    leave(experiments.TUNED, 1.0)
     called, done = [], experiments.subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(experiments.subprocess, "run", lambda *_, env, **__: called.append(env) or done)
     monkeypatch.setenv("DERMA_EPOCHS", "99")  # the reader's own settings do not matter
-    experiments.run(experiments.PAIR[0], 0, None, "abc")
+    experiments.run(experiments.TUNED, 0, None, "abc")
     assert not called
-    record = experiments.folders_of(experiments.PAIR[0])[0] / "experiment.json"
+    record = folder / "runs" / "EfficientNetV2-B0-two-stages-192-px-seed0" / "experiment.json"
     record.write_text(record.read_text().replace("DERMA_EPOCHS=5", "DERMA_EPOCHS=9"))
-    experiments.run(experiments.PAIR[0], 0, None, "abc")
+    experiments.run(experiments.TUNED, 0, None, "abc")
     own = {key: value for key, value in called[0].items() if key.startswith("DERMA_")}
-    assert own == experiments.variables(experiments.PAIR[0]) | {"DERMA_SEED": "0", "DERMA_RESULTS": str(record.parent)}
+    assert own == experiments.variables(experiments.TUNED) | {"DERMA_SEED": "0", "DERMA_RESULTS": str(record.parent)}
     assert json.loads(record.read_text())["commit"] == "abc"
