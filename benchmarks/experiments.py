@@ -1,6 +1,5 @@
 """Compare recipes by cross-validation on ISIC 2017; write docs/experiments.csv and the table of docs/experiments.md.
 
-    python benchmarks/experiments.py --list
     python benchmarks/experiments.py --weights FOLDER        # all that are not finished on this machine
     python benchmarks/experiments.py --names "frozen ResNet50" "frozen DenseNet169"
     python benchmarks/experiments.py --table                 # the table from the CSV; nothing is trained
@@ -34,11 +33,12 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 RESNET, EFFICIENTNET = "resnet50.tv_in1k", "tf_efficientnetv2_b0"
 FROZEN = {"frozen": True, "image_size": 192}
 # First stages on further images; docs/experiments.md has the commands.
-FIRST = {"weights": f"models/published/{EFFICIENTNET}-first"}
-FAST = {"weights": f"models/fast/{EFFICIENTNET}-first"}
+FIRST, FAST = ({"weights": f"models/{run}/{EFFICIENTNET}-first"} for run in ("published", "fast"))
+RESNET_FIRST = {"weights": f"models/published/{RESNET}-first"}
 TUNED, HEADS = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
 LONG_TUNED, LONG_HEADS = f"{TUNED}, 15 and 8 epochs", f"{HEADS}, 15 epochs"
-HALF, LONG_HALF = f"{HEADS}, half size", f"{LONG_HEADS}, half size"
+RESNET_HEADS = "frozen ResNet50, two stages, 192 px, 15 epochs"
+HALF, LONG_HALF, RESNET_HALF = (f"{heads}, half size" for heads in (HEADS, LONG_HEADS, RESNET_HEADS))
 
 
 class Experiment(NamedTuple):
@@ -77,6 +77,12 @@ EXPERIMENTS = {
     f"{LONG_TUNED}, with heads": Ensemble((LONG_TUNED, LONG_HEADS), f"{TUNED}, with heads"),
     f"{LONG_TUNED}, with heads at both sizes": Ensemble(
         (LONG_TUNED, LONG_HEADS, LONG_HALF), f"{TUNED}, with heads at both sizes"
+    ),
+    RESNET_HEADS: Experiment(RESNET, FROZEN | RESNET_FIRST, "frozen ResNet50"),
+    RESNET_HALF: Experiment(RESNET, FROZEN | RESNET_FIRST | {"image_size": 96}, RESNET_HEADS),
+    f"{RESNET_HEADS}, both sizes": Ensemble((RESNET_HEADS, RESNET_HALF), RESNET_HEADS),
+    "both, two stages, 192 px, 15 and 8 epochs": Ensemble(
+        (LONG_TUNED, LONG_HEADS, LONG_HALF, RESNET_HEADS), f"{LONG_TUNED}, with heads at both sizes"
     ),
 }
 
@@ -212,8 +218,7 @@ def write_tables() -> None:
 def page_table() -> str:
     """Return the table of docs/experiments.md: the rows of docs/experiments.csv that today's code can repeat."""
     lines = ["| experiment | mean | melanoma | keratosis | gain [95 %], against |", "|---" * 5 + "|"]
-    table = pd.read_csv(TABLE)
-    for each in table[table["last_commit"].isna()].itertuples():
+    for each in pd.read_csv(TABLE).query("last_commit.isna()").itertuples():
         gain = f"{each.difference_3:+.3f} [{each.difference_3_low:+.3f}, {each.difference_3_high:+.3f}], {each.against}"
         means = [f"{value:.3f}" for value in (each.cv_auc_3, each.cv_auc_1, each.cv_auc_2)]
         cells = [each.experiment, *means, "" if np.isnan(each.difference_3) else gain]
@@ -225,11 +230,8 @@ def main() -> None:
     parser = Parser(description="Compare recipes by cross-validation.")
     parser.add_argument("--names", nargs="+", default=EXPERIMENTS, choices=EXPERIMENTS, metavar="NAME")
     parser.add_argument("--weights", help="a folder of <model>.safetensors, as resnet50.safetensors")
-    parser.add_argument("--list", action="store_true", help="print the experiments and their commands")
     parser.add_argument("--table", action="store_true", help="write both tables, and train nothing")
     options = parser.parse_args()
-    if options.list:
-        return print(*(f"{name}: {command(name)}" for name in options.names), sep="\n")
     if options.table:
         return write_tables()
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()

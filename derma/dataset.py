@@ -29,8 +29,7 @@ LABELS = [name.replace("_", " ") for name in CLASSES]
 # The endings of files that are taken for images; why_unreadable refuses those that torchvision does not list.
 ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
 OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
-# why_unreadable refuses these.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # why_unreadable refuses these
 CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
 
 
@@ -315,8 +314,7 @@ class EpochOrder(Sampler):
 
 
 def _lower_priority(worker: int) -> None:
-    """Give a worker process less priority, lest it delays the network's threads, which wait for each other at every
-    layer. Not the least: next to other programs it would starve, and the network with it."""
+    """Give a worker less priority than the network's threads; not the least, or it would starve next to other work."""
     if hasattr(os, "nice"):
         os.nice(5)
 
