@@ -44,8 +44,8 @@ official: .venv/installed
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
 # Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
-# then on DERMA_DATA, the official ones. Each has a head on its first stage's network. The first backbone also has a head
-# at half the size, which shows no gain for a ResNet50, and fine-tuned networks, which take a ResNet50 twice as long.
+# then on DERMA_DATA, the official ones. Each has a head on its first stage's network. MAIN, the first of them, also has
+# a head at half the size and fine-tuned networks. For a ResNet50, the former shows no gain, and the latter take long.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
 # PUBLISHED. docs/speed.md has the times, and smaller recipes.
 EXTRA ?= data/extra
@@ -55,8 +55,8 @@ EPOCHS ?= 15
 PUBLISHED ?= models/published
 STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_RESULTS=$(@D)
 SECOND = $(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
-FIRST := $(firstword $(BACKBONES))
-PARTS := $(addprefix $(PUBLISHED)/,$(BACKBONES:%=%-frozen) $(FIRST)-half-size $(FIRST)-fine-tuned)
+MAIN := $(firstword $(BACKBONES))
+PARTS := $(addprefix $(PUBLISHED)/,$(BACKBONES:%=%-frozen) $(MAIN)-half-size $(MAIN)-fine-tuned)
 published: $(PARTS:%=%/metrics.json)
 	$(call average,$(PARTS),$(PUBLISHED))
 

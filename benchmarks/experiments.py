@@ -33,7 +33,8 @@ COMMON = {"data": "data/isic2017", "evaluate": "held_out", "folds": 5}
 RESNET, EFFICIENTNET = "resnet50.tv_in1k", "tf_efficientnetv2_b0"
 FROZEN = {"frozen": True, "image_size": 192}
 # First stages on further images; docs/experiments.md has the commands.
-FIRST, FAST = ({"weights": f"models/{run}/{EFFICIENTNET}-first"} for run in ("published", "fast"))
+FIRST = {"weights": f"models/published/{EFFICIENTNET}-first"}
+FAST = {"weights": f"models/fast/{EFFICIENTNET}-first"}
 RESNET_FIRST = {"weights": f"models/published/{RESNET}-first"}
 TUNED, HEADS = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
 LONG_TUNED, LONG_HEADS = f"{TUNED}, 15 and 8 epochs", f"{HEADS}, 15 epochs"

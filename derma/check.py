@@ -87,10 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         write_text(pairs.to_csv(index=False, float_format="%.3f"), out / "leaks.csv")
         if len(pairs):
             draw_sheet(pairs).save(out / "leaks.png")
-            print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
     except OSError as error:
         print(f"{error.filename or out}: {error.strerror}; leaks.csv goes there, so make it writable.", file=sys.stderr)
         return 2
+    if len(pairs):
+        print(f"Listed in {out / 'leaks.csv'}, shown in {out / 'leaks.png'}.")
     if (pairs["kind"] == "suspected").any():
         print(f"Look at the suspected pairs: their details correlate by {LEAST_FINE} to {SURE_FINE} only.")
     return 0

@@ -29,12 +29,8 @@ class Settings(BaseModel):
     workers: int = Field(0, exclude=True)
 
 
-class Stopped(Exception):
-    pass
-
-
 def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, about=None, **settings):
-    """Train a tiny network whose steps draw random numbers; raise after an epoch, as a killed process would."""
+    """Train a tiny network whose steps draw random numbers; may be interrupted after an epoch."""
     seed_everything(0)
     accelerator, settings = Accelerator(cpu=True), Settings(**settings)
     network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(12, 3)).to(memory_format=torch.channels_last)
@@ -55,7 +51,7 @@ def train(folder, epochs=4, stop_after=None, resume=True, poison=1.0, about=None
             run.log(train_loss=loss)
         run.end_epoch(valid_auc=0.5)
         if epoch == stop_after:
-            raise Stopped
+            raise KeyboardInterrupt
     return run
 
 
@@ -66,7 +62,7 @@ def unbroken(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path, unbroken):
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", stop_after=3)
     return tmp_path / "broken"
 
@@ -93,7 +89,7 @@ def test_a_finished_training_is_loaded_and_not_repeated(unbroken, capsys):
     assert "trained before, and loaded" in capsys.readouterr().out
     assert before == file.stat().st_mtime_ns and metrics.exists()
     pd.testing.assert_frame_equal(again.history, unbroken.history)
-    with pytest.raises(Stopped):
+    with pytest.raises(KeyboardInterrupt):
         train(unbroken.folder, stop_after=1, resume=False)
     assert not metrics.exists()  # derma.predict refuses a run that is being trained
 
