@@ -44,8 +44,8 @@ official: .venv/installed
 	$(call average,models/official/fine-tuned models/official/frozen,models/official)
 
 # Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
-# then on DERMA_DATA, the official ones. Each has a head on its first stage's network. MAIN, the first of them, also has
-# a head at half the size and fine-tuned networks. For a ResNet50, the former shows no gain, and the latter take long.
+# then on DERMA_DATA, the official ones. The first backbone is MAIN: its networks are fine-tuned at a larger size, and it
+# has a head on the first stage's network at half the size. Every other backbone has a head at the full size.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
 # PUBLISHED. docs/speed.md has the times, and smaller recipes.
 EXTRA ?= data/extra
@@ -56,7 +56,7 @@ PUBLISHED ?= models/published
 STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_RESULTS=$(@D)
 SECOND = $(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
 MAIN := $(firstword $(BACKBONES))
-PARTS := $(addprefix $(PUBLISHED)/,$(BACKBONES:%=%-frozen) $(MAIN)-half-size $(MAIN)-fine-tuned)
+PARTS := $(addprefix $(PUBLISHED)/,$(MAIN)-half-size $(MAIN)-fine-tuned $(patsubst %,%-frozen,$(filter-out $(MAIN),$(BACKBONES))))
 published: $(PARTS:%=%/metrics.json)
 	$(call average,$(PARTS),$(PUBLISHED))
 
@@ -73,7 +73,7 @@ $(PUBLISHED)/%-half-size/metrics.json: $(PUBLISHED)/%-first/metrics.json
 
 # The notebook's own epochs and learning rates.
 $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
-	+$(SECOND) DERMA_IMAGE_SIZE=$(SIZE) DERMA_FROZEN=false
+	+$(SECOND) DERMA_IMAGE_SIZE=$$(($(SIZE) * 7 / 6)) DERMA_FROZEN=false
 
 .SECONDARY: $(BACKBONES:%=$(PUBLISHED)/%-first/metrics.json)  # make would delete them at the end
 

@@ -38,6 +38,7 @@ FAST = {"weights": f"models/fast/{EFFICIENTNET}-first"}
 RESNET_FIRST = {"weights": f"models/published/{RESNET}-first"}
 TUNED, HEADS = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B0, two stages, 192 px"
 LONG_TUNED, LONG_HEADS = f"{TUNED}, 15 and 8 epochs", f"{HEADS}, 15 epochs"
+LARGE_TUNED = LONG_TUNED.replace("192", "224")
 RESNET_HEADS = "frozen ResNet50, two stages, 192 px, 15 epochs"
 HALF, LONG_HALF, RESNET_HALF = (f"{heads}, half size" for heads in (HEADS, LONG_HEADS, RESNET_HEADS))
 
@@ -82,8 +83,9 @@ EXPERIMENTS = {
     RESNET_HEADS: Experiment(RESNET, FROZEN | RESNET_FIRST, "frozen ResNet50"),
     RESNET_HALF: Experiment(RESNET, FROZEN | RESNET_FIRST | {"image_size": 96}, RESNET_HEADS),
     f"{RESNET_HEADS}, both sizes": Ensemble((RESNET_HEADS, RESNET_HALF), RESNET_HEADS),
-    "both, two stages, 192 px, 15 and 8 epochs": Ensemble(
-        (LONG_TUNED, LONG_HEADS, LONG_HALF, RESNET_HEADS), f"{LONG_TUNED}, with heads at both sizes"
+    LARGE_TUNED: Experiment(EFFICIENTNET, FIRST | {"image_size": 224}, LONG_TUNED),
+    "both, two stages, 192 and 224 px": Ensemble(
+        (LARGE_TUNED, LONG_HALF, RESNET_HEADS), f"{LONG_TUNED}, with heads at both sizes"
     ),
 }
 
