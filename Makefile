@@ -2,7 +2,7 @@
 # make test       check the style and run the tests
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
-# make published  two stages: train on data/extra, then on data/isic2017, average, score; 3 h 10 min on two cores
+# make published  two stages: train on data/extra, then on data/isic2017, average, score; 3 h 20 min on two cores
 # make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
