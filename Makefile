@@ -3,7 +3,6 @@
 # make predict IMAGES=folder    apply the trained network to images: files, folders, or a folder of class folders
 # make data       fetch the challenge's images into data/isic2017, and check them
 # make published  two stages: train on data/extra, then on data/isic2017, average, score; 3 h 20 min on two cores
-# make official   repeat the best recipe without further images, on data/isic2017 alone
 # DERMA_DATA=data/isic2017 make run    the notebooks on the challenge's images
 
 PYTHON ?= python3
@@ -17,7 +16,7 @@ MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
 NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
 RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
 
-.PHONY: run predict published official data test test-lowest notebooks lock clean
+.PHONY: run predict published data test test-lowest notebooks lock clean
 
 run: .venv/installed
 	@for notebook in $(NOTEBOOKS); do \
@@ -31,39 +30,29 @@ run: .venv/installed
 predict: .venv/installed
 	$(BIN)/python -m derma.predict $(RUN) $(IMAGES) $(OPTIONS)
 
-# Both recipes resume when they were interrupted. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
-weights = $(if $(WEIGHTS),$(WEIGHTS)/$(firstword $(subst ., ,$(1))).safetensors,imagenet)
-ISIC := NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test DERMA_FOLDS=5 \
-	DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
-average = $(BIN)/python get_results.py --ensemble $(1:%=%/results.csv) --out $(2)/results.csv --figures $(2)/scores
-
-DENSENET := $(ISIC) DERMA_MODEL=densenet169 DERMA_WEIGHTS=$(call weights,densenet169)
-official: .venv/installed
-	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/fine-tuned DERMA_FROZEN=false
-	$(MAKE) run $(DENSENET) DERMA_RESULTS=models/official/frozen DERMA_FROZEN=true
-	$(call average,models/official/fine-tuned models/official/frozen,models/official)
-
 # Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
 # then on DERMA_DATA, the official ones. The first backbone is MAIN: its networks are fine-tuned at a larger size, and it
 # has a head on the first stage's network at half the size. Every other backbone has a head at the full size.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
-# PUBLISHED. docs/speed.md has the times, and smaller recipes.
+# PUBLISHED; interrupted ones are resumed. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
+# docs/speed.md has the times, and smaller recipes.
 EXTRA ?= data/extra
 BACKBONES ?= tf_efficientnetv2_b0 resnet50.tv_in1k
 SIZE ?= 192
 EPOCHS ?= 15
 PUBLISHED ?= models/published
-STAGE = $(MAKE) run $(ISIC) DERMA_MODEL=$* DERMA_RESULTS=$(@D)
+STAGE = $(MAKE) run NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=test DERMA_FOLDS=5 DERMA_MODEL=$* \
+	DERMA_RESULTS=$(@D) DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
 SECOND = $(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
 MAIN := $(firstword $(BACKBONES))
 PARTS := $(addprefix $(PUBLISHED)/,$(MAIN)-half-size $(MAIN)-fine-tuned $(patsubst %,%-frozen,$(filter-out $(MAIN),$(BACKBONES))))
 published: $(PARTS:%=%/metrics.json)
-	$(call average,$(PARTS),$(PUBLISHED))
+	$(BIN)/python get_results.py --ensemble $(PARTS:%=%/results.csv) --out $(PUBLISHED)/results.csv --figures $(PUBLISHED)/scores
 
 # The notebook's last cell writes metrics.json. '+': the runs share the jobs of -j.
 $(PUBLISHED)/%-first/metrics.json: | .venv/installed
-	+$(STAGE) DERMA_WEIGHTS=$(call weights,$*) DERMA_IMAGE_SIZE=$(SIZE) DERMA_DATA=$(EXTRA) DERMA_FOLDS=0 DERMA_TTA=false \
-		DERMA_FROZEN=false DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
+	+$(STAGE) DERMA_WEIGHTS=$(if $(WEIGHTS),$(WEIGHTS)/$(basename $*).safetensors,imagenet) DERMA_IMAGE_SIZE=$(SIZE) DERMA_DATA=$(EXTRA) \
+		DERMA_FOLDS=0 DERMA_TTA=false DERMA_FROZEN=false DERMA_EPOCHS=$(EPOCHS) DERMA_LR_BACKBONE=3e-4 DERMA_LR_HEAD=1e-3
 
 $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	+$(SECOND) DERMA_IMAGE_SIZE=$(SIZE) DERMA_FROZEN=true
@@ -71,7 +60,7 @@ $(PUBLISHED)/%-frozen/metrics.json: $(PUBLISHED)/%-first/metrics.json
 $(PUBLISHED)/%-half-size/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	+$(SECOND) DERMA_IMAGE_SIZE=$$(($(SIZE) / 2)) DERMA_FROZEN=true
 
-# The notebook's own epochs and learning rates.
+# Epochs and rates are the notebook's own: higher rates score lower.
 $(PUBLISHED)/%-fine-tuned/metrics.json: $(PUBLISHED)/%-first/metrics.json
 	+$(SECOND) DERMA_IMAGE_SIZE=$$(($(SIZE) * 7 / 6)) DERMA_FROZEN=false
 

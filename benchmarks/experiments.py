@@ -4,8 +4,8 @@
     python benchmarks/experiments.py --names "frozen ResNet50" "frozen DenseNet169"
     python benchmarks/experiments.py --table                 # the table from the CSV; nothing is trained
 
-Each experiment executes skin_lesion_classification.ipynb once for each seed, on five folds of train and valid; the test
-split is not predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
+Each experiment executes skin_lesion_classification.ipynb on five folds of train and valid; the test split is not
+predicted. An ensemble averages finished ones. An interrupted run goes on where it stopped.
 """
 
 import json
@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -44,20 +43,18 @@ HALF, LONG_HALF, RESNET_HALF = (f"{heads}, half size" for heads in (HEADS, LONG_
 
 
 class Experiment(NamedTuple):
-    """A model, settings beyond :data:`COMMON`, the experiment to compare with, and how many seeds."""
+    """A model, settings beyond :data:`COMMON`, and the experiment to compare with."""
 
     model: str
     settings: dict
     against: str = ""
-    seeds: int = 1
 
 
 class Ensemble(NamedTuple):
-    """Experiments of one seed whose predictions are averaged, and the one to compare with."""
+    """Experiments whose predictions are averaged, and the one to compare with."""
 
     members: tuple[str, ...]
     against: str = ""
-    seeds: int = 0  # nothing is trained
 
 
 EXPERIMENTS = {
@@ -91,7 +88,7 @@ EXPERIMENTS = {
 
 
 def variables(name: str, weights: str | None = None) -> dict[str, str]:
-    """Return an experiment's environment, without seed and results; ``weights`` is a folder of weights files."""
+    """Return an experiment's environment, without its results; ``weights`` is a folder of weights files."""
     settings = COMMON | {"model": EXPERIMENTS[name].model} | EXPERIMENTS[name].settings
     values = {f"DERMA_{key.upper()}": str(value).lower() for key, value in settings.items()}
     file = f"{settings['model'].split('.')[0]}.safetensors"
@@ -99,39 +96,39 @@ def variables(name: str, weights: str | None = None) -> dict[str, str]:
 
 
 def command(name: str) -> str:
-    """Return the line that repeats an experiment with the first seed and the default weights."""
+    """Return the line that repeats an experiment with the default weights."""
     if isinstance(EXPERIMENTS[name], Ensemble):
-        files = [folders_of(each)[0].relative_to(ROOT) / "held_out.csv" for each in EXPERIMENTS[name].members]
+        files = [folder_of(each).relative_to(ROOT) / "held_out.csv" for each in EXPERIMENTS[name].members]
         return f"python get_results.py --ensemble {' '.join(map(str, files))}"
     shown = " ".join(f"{key}={value}" for key, value in variables(name).items())
     return f"{shown} python -m derma.execute {NOTEBOOK} executed.ipynb"
 
 
-def folders_of(name: str) -> list[Path]:
-    """Return the folders of an experiment's runs, by seed."""
-    return [RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{k}" for k in range(EXPERIMENTS[name].seeds)]
+def folder_of(name: str) -> Path:
+    """Return the folder of an experiment's run."""
+    return RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed0"
 
 
-def record_of(name: str, folder: Path) -> dict | None:
+def record_of(name: str) -> dict | None:
     """Return command, commit, date and minutes of a finished run with today's settings, or None."""
-    file = folder / "experiment.json"
+    file = folder_of(name) / "experiment.json"
     record = json.loads(file.read_text()) if file.exists() else {}
     return record if record.get("command") == command(name) else None
 
 
-def run(name: str, seed: int, weights: str | None, commit: str) -> None:
+def run(name: str, weights: str | None, commit: str) -> None:
     """Execute the notebook with an experiment's settings, unless that was done before."""
-    folder = folders_of(name)[seed]
-    if record_of(name, folder):
+    if record_of(name):
         return
-    print(f"{name}, seed {seed} ...", flush=True)
+    print(f"{name} ...", flush=True)
+    folder = folder_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("DERMA_")}
-    environment |= variables(name, weights) | {"DERMA_SEED": str(seed), "DERMA_RESULTS": str(folder)}
+    environment |= variables(name, weights) | {"DERMA_RESULTS": str(folder)}
     arguments, started = [sys.executable, "-m", "derma.execute", NOTEBOOK, folder / NOTEBOOK], time.perf_counter()
     with (folder / "log").open("a") as log:
         if subprocess.run(arguments, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
-            raise SystemExit(f"{name}, seed {seed}: the notebook failed; read {folder / 'log'}.")
+            raise SystemExit(f"{name}: the notebook failed; read {folder / 'log'}.")
     minutes = (time.perf_counter() - started) / 60
     record = {"command": command(name), "commit": commit, "date": str(date.today()), "minutes": minutes}
     (folder / "experiment.json").write_text(json.dumps(record))
@@ -141,51 +138,41 @@ def is_finished(name: str) -> bool:
     """Return whether an experiment's predictions are on this machine."""
     if isinstance(experiment := EXPERIMENTS.get(name), Ensemble):
         return all(map(is_finished, experiment.members))
-    return name in EXPERIMENTS and all(record_of(name, each) for each in folders_of(name))
+    return name in EXPERIMENTS and record_of(name) is not None
 
 
-def records_of(name: str, table: pd.DataFrame) -> list[dict]:
-    """Return the records of a finished experiment's runs; an ensemble's one follows from its members' rows."""
-    experiment = EXPERIMENTS[name]
-    if isinstance(experiment, Experiment):
-        return [record_of(name, folder) for folder in folders_of(name)]
-    rows = table.loc[list(experiment.members)].sort_values("date", kind="stable")
+def summary_of(name: str, table: pd.DataFrame) -> dict:
+    """Return the record of a finished experiment; an ensemble's follows from its members' rows."""
+    if isinstance(EXPERIMENTS[name], Experiment):
+        return record_of(name)
+    rows = table.loc[list(EXPERIMENTS[name].members)].sort_values("date", kind="stable")
     record = {"command": command(name), "commit": rows["commit"].iloc[-1], "date": rows["date"].iloc[-1]}
-    return [record | {"minutes": rows["minutes"].astype(float).sum()}]
+    return record | {"minutes": rows["minutes"].astype(float).sum()}
 
 
 def predictions(name: str) -> pd.DataFrame:
-    """Return the held-out predictions, in columns ``<seed>/task_1`` and so on, and the truth, indexed by Id."""
+    """Return the held-out predictions, joined with the truth."""
     if isinstance(EXPERIMENTS[name], Ensemble):
-        members = [predictions(each) for each in EXPERIMENTS[name].members]
-        return sum(each.loc[members[0].index] for each in members) / len(members)
-    held_out = [tables.read_table(folder / "held_out.csv") for folder in folders_of(name)]
-    truth = tables.truth_from_ids(held_out[0]).values.set_axis(["true_1", "true_2"], axis=1)
-    return pd.concat([truth, *(each.values.add_prefix(f"{k}/") for k, each in enumerate(held_out))], axis=1)
+        return tables.average([predictions(each) for each in EXPERIMENTS[name].members])
+    held_out = tables.read_table(folder_of(name) / "held_out.csv")
+    return tables.join(held_out, tables.truth_from_ids(held_out))
 
 
 def areas(joined: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUCs of every seed, (seeds, 3), and those of resampled images, (resamples, seeds, 3)."""
-    columns = sorted(column for column in joined if "task_" in column)
-    values = np.array([roc_auc_score(joined[f"true_{column[-1]}"], joined[column]) for column in columns])
-    pairs = values.reshape(1, -1, 2), scoring.bootstrap_areas(joined, columns).reshape(scoring.RESAMPLES, -1, 2)
-    values, resampled = (np.concatenate([each, each.mean(-1, keepdims=True)], axis=-1) for each in pairs)
-    return values[0], resampled
+    """Return the three AUCs, (3,), and those of resampled images, (resamples, 3)."""
+    resampled = scoring.bootstrap_areas(joined, ["task_1", "task_2"])
+    return np.array(scoring.score(joined)), np.column_stack([resampled, resampled.mean(axis=1)])
 
 
 def difference(first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the difference of two experiments' AUCs, (3,), and those of resampled images and seeds, (resamples, 3).
+    """Return the difference of two experiments' AUCs, (3,), and those of resampled images, (resamples, 3).
 
-    With three seeds the interval knows little of how seeds differ, and with one nothing: it is rather too narrow.
+    Each was trained with one seed: the interval knows nothing of how seeds differ, so it is rather too narrow.
     """
-    tables = predictions(first), predictions(second)
-    common = tables[0].index.intersection(tables[1].index)  # in one order, so both are resampled alike
-    rng, found, resampled = np.random.default_rng(0), [], []
-    for values, drawn in (areas(table.loc[common]) for table in tables):
-        seeds = rng.integers(len(values), size=(len(drawn), len(values), 1))
-        found.append(values.mean(0))
-        resampled.append(np.take_along_axis(drawn, seeds, axis=1).mean(1))
-    return found[0] - found[1], resampled[0] - resampled[1]
+    pair = predictions(first), predictions(second)
+    common = pair[0].index.intersection(pair[1].index)  # in one order, so both are resampled alike
+    (a, drawn_a), (b, drawn_b) = (areas(each.loc[common]) for each in pair)
+    return a - b, drawn_a - drawn_b
 
 
 def intervals(column: str, values: np.ndarray, resampled: np.ndarray) -> dict[str, str]:
@@ -194,13 +181,12 @@ def intervals(column: str, values: np.ndarray, resampled: np.ndarray) -> dict[st
     return {f"{column}_{k + 1}{part}": f"{row[k]:.4f}" for k in range(3) for part, row in parts.items()}
 
 
-def row(name: str, records: list[dict], compared: bool) -> dict[str, str]:
+def row(name: str, record: dict, compared: bool) -> dict[str, str]:
     """Return the row of a finished experiment; ``compared``: with the one that it is against, which is finished too."""
     against, (values, resampled) = EXPERIMENTS[name].against, areas(predictions(name))
-    result = records[-1] | {"against": against, "seeds": str(len(values)), "last_commit": ""}
-    result["minutes"] = f"{sum(record['minutes'] for record in records):.1f}"
-    result["cv_auc_3_by_seed"] = " ".join(f"{value:.4f}" for value in values[:, 2])
-    result |= intervals("cv_auc", values.mean(0), resampled.mean(1))
+    result = record | {"against": against, "seeds": "1", "last_commit": "", "cv_auc_3_by_seed": f"{values[2]:.4f}"}
+    result["minutes"] = f"{record['minutes']:.1f}"
+    result |= intervals("cv_auc", values, resampled)
     return result | (intervals("difference", *difference(name, against)) if compared else {})
 
 
@@ -209,7 +195,7 @@ def write_tables() -> None:
     table = pd.read_csv(TABLE, dtype=str, keep_default_na=False, index_col="experiment")
     for name in EXPERIMENTS:
         if is_finished(name):
-            own = row(name, records_of(name, table), is_finished(EXPERIMENTS[name].against))
+            own = row(name, summary_of(name, table), is_finished(EXPERIMENTS[name].against))
             kept = table.loc[name].filter(like="test_auc").to_dict() if name in table.index else {}
             table.loc[name] = pd.Series(own | kept).reindex(table.columns, fill_value="")
     table.to_csv(TABLE)
@@ -240,8 +226,8 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain", "-uno", "--", ".", ":!docs"], cwd=ROOT)
     for name in options.names:
-        for seed in range(EXPERIMENTS[name].seeds):
-            run(name, seed, options.weights, commit + ("-dirty" if changed else ""))
+        if isinstance(EXPERIMENTS[name], Experiment):
+            run(name, options.weights, commit + ("-dirty" if changed else ""))
         write_tables()
 
 

@@ -37,16 +37,14 @@ class DatasetError(ValueError):
     """The folder is not what this project can train on; the message is one sentence that says what to do."""
 
 
-def load_image(path: str | os.PathLike, short_side: int | None = None) -> Image.Image:
+def load_image(path: str | os.PathLike, short_side: int) -> Image.Image:
     """Decode one image with Pillow, as RGB and turned upright by its EXIF orientation; nothing is repaired.
 
-    With ``short_side``, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode), as long as no
-    side falls below this many pixels. OSError, SyntaxError, ValueError or Image.DecompressionBombError if it cannot be
-    read.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (Pillow's ``draft`` mode), as long as no side falls below
+    ``short_side`` pixels. OSError, SyntaxError, ValueError or Image.DecompressionBombError if it cannot be read.
     """
     with Image.open(path) as image:
-        if short_side is not None:
-            image.draft("RGB", (short_side, short_side))
+        image.draft("RGB", (short_side, short_side))
         image.load()
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -142,10 +140,10 @@ class LesionData:
         self.unreadable = pd.DataFrame(list(reasons.items()), columns=["file", "reason"])
         self.images = images[~images["path"].isin(reasons)].reset_index(drop=True)
         if cut:
-            self._cut(2 + need_classes)
+            self._cut(3 if need_classes else 2)
         else:
             self._check_classes(reasons)
-        if not cut or need_classes:
+        if not cut or need_classes:  # else nothing is predicted, so nothing is joined by name
             self._check_names()
 
     def _lesions(self) -> pd.Series:
@@ -314,7 +312,10 @@ class EpochOrder(Sampler):
 
 
 def _lower_priority(worker: int) -> None:
-    """Give a worker less priority than the network's threads; not the least, or it would starve next to other work."""
+    """Give a worker less priority than the network's threads, which all wait for the slowest one at every layer.
+
+    It is not the least: the worker would starve next to other work.
+    """
     if hasattr(os, "nice"):
         os.nice(5)
 

@@ -5,8 +5,8 @@ ROC curve (AUC); category 3 is their mean (https://challenge.isic-archive.com/la
 
 Arguments that recur: ``truth`` is (N,) of 0 and 1, both present; ``scores`` (N,) numbers, higher for positives;
 ``probabilities`` (N,) in [0, 1]; ``joined`` what ``derma.tables.join`` returns: columns ``task_1``, ``task_2``,
-``true_1`` and ``true_2``; ``resamples`` those of the bootstrap. What is given by category is None where
-that category is not defined, such as 2 and 3 without a keratosis; see ``derma.tables.defined``.
+``true_1`` and ``true_2``. What is given by category is None where that category is not defined, such as 2
+and 3 without a keratosis; see ``derma.tables.defined``.
 """
 
 import math
@@ -22,7 +22,7 @@ from derma.calibration import GOAL, Calibrator, fit_calibrator
 from derma.tables import defined
 
 Z = 1.959963984540054  # the standard normal's 97.5 % quantile
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the bootstrap
 METHODS = {1: "DeLong", 2: "DeLong", 3: "bootstrap"}  # of the intervals and tests of the three categories
 CHALLENGE_SENSITIVITIES = (0.82, 0.89, 0.95)  # at which the challenge reported melanoma's specificity
 
@@ -153,6 +153,7 @@ def delong(truth: np.ndarray, scores: np.ndarray) -> Estimate:
     """Return the AUC with DeLong's interval, cut to [0, 1]; a single positive or negative leaves all of [0, 1]."""
     parts = placements(truth, scores)
     area, half = float(roc_auc_score(truth, scores)), Z * math.sqrt(_covariance(parts, parts))
+    # As second argument, NaN loses the comparison, so the bound stays.
     return Estimate(area, max(0.0, area - half), min(1.0, area + half))
 
 
@@ -169,7 +170,7 @@ def delong_test(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> Com
     return Comparison(Estimate(difference, max(-1.0, difference - Z * error), min(1.0, difference + Z * error)), p)
 
 
-def bootstrap_areas(joined: pd.DataFrame, columns: Sequence[str], resamples: int = RESAMPLES) -> np.ndarray:
+def bootstrap_areas(joined: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """Resample the images within each of the three classes and return the AUCs of every resample.
 
     Args:
@@ -184,10 +185,10 @@ def bootstrap_areas(joined: pd.DataFrame, columns: Sequence[str], resamples: int
     scores = joined[list(columns)].to_numpy()
     orders = np.argsort(scores, axis=0, kind="stable").T
     firsts = [np.flatnonzero(np.diff(np.sort(each), prepend=-np.inf)) for each in scores.T]
-    areas = np.empty((resamples, len(columns)))
+    areas = np.empty((RESAMPLES, len(columns)))
     step = max(1, 4_000_000 // len(classes))  # bounds the memory of a chunk
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
         drawn = np.empty((rows, len(classes)))
         for group in np.unique(classes):
             members = np.flatnonzero(classes == group)
@@ -217,7 +218,7 @@ def bootstrap_test(difference: float, resampled: np.ndarray) -> Comparison:
     return Comparison(percentile_interval(difference, resampled), float(p))
 
 
-def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+def _resampled_rates(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates, (resamples, thresholds + 1), of resampled negatives and positives.
 
     Thresholds fall from above the highest score to the lowest; beyond 1,000 distinct scores neighbours are grouped.
@@ -229,20 +230,18 @@ def _resampled_rates(truth: np.ndarray, scores: np.ndarray, resamples: int) -> t
     rates = []
     for group in (~truth, truth):
         counts = np.bincount(ranks[group], minlength=ranks.max() + 1)[::-1]
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=resamples).cumsum(axis=1)
-        rates.append(np.hstack([np.zeros((resamples, 1)), drawn / counts.sum()]))
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES).cumsum(axis=1)
+        rates.append(np.hstack([np.zeros((RESAMPLES, 1)), drawn / counts.sum()]))
     return rates[0], rates[1]
 
 
-def roc_band(
-    truth: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc_band(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a pointwise 95 % band of the ROC curve by the bootstrap, positives and negatives resampled separately.
 
     It is given as three arrays of 201: false positive rates from 0 to 1, and the sensitivity's low and high at each.
     """
     grid = np.linspace(0, 1, 201)
-    curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores, resamples))]
+    curves = [np.interp(grid, *each) for each in zip(*_resampled_rates(truth, scores))]
     low, high = np.quantile(curves, (0.025, 0.975), axis=0)
     curve = np.interp(grid, *roc_curve(truth, scores)[:2])
     return grid, np.minimum(low, curve), np.maximum(high, curve)
@@ -288,22 +287,21 @@ class Report:
     calibration: dict[int, Calibration | None]
 
 
-def _bootstrap_scores(joined: pd.DataFrame, resamples: int) -> dict[int, Estimate | None]:
+def _bootstrap_scores(joined: pd.DataFrame) -> dict[int, Estimate | None]:
     known, areas = defined(joined), score(joined)
-    resampled = bootstrap_areas(joined, [f"task_{k}" for k in known], resamples)
+    resampled = bootstrap_areas(joined, [f"task_{k}" for k in known])
     drawn = dict(zip(known, resampled.T)) | ({3: resampled.mean(axis=1)} if len(known) == 2 else {})
     return {k: percentile_interval(areas[k - 1], drawn[k]) if k in drawn else None for k in (1, 2, 3)}
 
 
-def report(joined: pd.DataFrame, threshold: float | None = 0.5, resamples: int = RESAMPLES) -> Report:
+def report(joined: pd.DataFrame, threshold: float | None = 0.5) -> Report:
     """Measure predictions, melanoma first at ``threshold``; None if they are no probabilities."""
-    bootstrapped = _bootstrap_scores(joined, resamples)
+    bootstrapped = _bootstrap_scores(joined)
     areas = _each(joined, delong) | {3: bootstrapped[3]}
     points = []
     if threshold is not None and areas[1]:
         melanoma = joined["true_1"].to_numpy(), joined["task_1"].to_numpy()
-        chosen = points_at_sensitivities(*melanoma, CHALLENGE_SENSITIVITIES, resamples)
-        points = [operating_point(*melanoma, threshold), *chosen]
+        points = [operating_point(*melanoma, threshold), *points_at_sensitivities(*melanoma)]
     return Report(
         areas=areas,
         bootstrapped=bootstrapped,
@@ -347,13 +345,13 @@ def choose_out_of_fold(held_out: pd.DataFrame) -> tuple[float, Calibrator]:
     return threshold, fit_calibrator(targets, three_classes(held_out))
 
 
-def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = RESAMPLES) -> OutOfFold:
+def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame) -> OutOfFold:
     """Choose a threshold and fit a calibration on ``held_out``, and measure both on ``joined``, other images."""
     threshold, calibrator = choose_out_of_fold(held_out)
     first, _, second = calibrator(three_classes(joined)).T
     return OutOfFold(
         images=len(held_out),
-        area=_bootstrap_scores(held_out, resamples)[3],
+        area=_bootstrap_scores(held_out)[3],
         point=operating_point(joined["true_1"], joined["task_1"], threshold) if 1 in defined(joined) else None,
         calibrator=calibrator,
         before=_each(joined, lambda *pair: calibration(*pair).error),
@@ -361,23 +359,23 @@ def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame, resamples: int = R
     )
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame, resamples: int = RESAMPLES) -> dict[int, Comparison | None]:
+def compare(first: pd.DataFrame, second: pd.DataFrame) -> dict[int, Comparison | None]:
     """Compare two predictions of the same images, with one truth: by DeLong's test, category 3 by the bootstrap."""
     both = first.join(second[["task_1", "task_2"]].add_prefix("other_"))
     result = {k: delong_test(both[f"true_{k}"], both[f"task_{k}"], both[f"other_task_{k}"]) for k in defined(first)}
     if len(result) < 2:
         return {k: result.get(k) for k in (1, 2, 3)}
     weights = {"task_1": 0.5, "task_2": 0.5, "other_task_1": -0.5, "other_task_2": -0.5}
-    resampled = bootstrap_areas(both, list(weights), resamples)
+    resampled = bootstrap_areas(both, list(weights))
     result[3] = bootstrap_test(score(first)[2] - score(second)[2], resampled @ list(weights.values()))
     return result
 
 
-def balanced_accuracy_interval(targets: np.ndarray, predictions: np.ndarray, resamples: int = RESAMPLES) -> Estimate:
+def balanced_accuracy_interval(targets: np.ndarray, predictions: np.ndarray) -> Estimate:
     """Return the mean recall of the classes that occur in (N,) class indices, with a bootstrap within each class."""
     rng = np.random.default_rng(0)
     right = [predictions[targets == k] == k for k in np.unique(targets)]
-    drawn = np.mean([rng.choice(each, (resamples, len(each))).mean(axis=1) for each in right], axis=0)
+    drawn = np.mean([rng.choice(each, (RESAMPLES, len(each))).mean(axis=1) for each in right], axis=0)
     return percentile_interval(np.mean([each.mean() for each in right]), drawn)
 
 
@@ -408,19 +406,17 @@ def threshold_for_sensitivity(truth: np.ndarray, probabilities: np.ndarray, goal
     return float(positives[max(needed, 1) - 1])
 
 
-def points_at_sensitivities(
-    truth: np.ndarray, probabilities: np.ndarray, goals: Sequence[float], resamples: int = RESAMPLES
-) -> list[OperatingPoint]:
-    """Return what holds at given sensitivities, interpolated on the ROC curve, by a bootstrap of that same value.
+def points_at_sensitivities(truth: np.ndarray, probabilities: np.ndarray) -> list[OperatingPoint]:
+    """Return what holds at the challenge's sensitivities, interpolated on the ROC curve, with bootstrap intervals.
 
-    ``goals`` are sensitivities in (0, 1). A threshold seldom has exactly one of them, and one chosen on the images that
-    it is measured on is itself uncertain: with it fixed, Wilson's intervals would be far too narrow. ``threshold`` and
-    ``matrix`` are of :func:`threshold_for_sensitivity`.
+    A threshold seldom has exactly one of them, and one chosen on the images that it is measured on is itself uncertain:
+    with it fixed, Wilson's intervals would be far too narrow. ``threshold`` and ``matrix`` are of
+    :func:`threshold_for_sensitivity`.
     """
-    rates = _resampled_rates(truth, probabilities, resamples)
+    rates = _resampled_rates(truth, probabilities)
     curve = roc_curve(truth, probabilities, drop_intermediate=False)[:2]
     positives, negatives, points = np.sum(truth), np.sum(1 - np.asarray(truth)), []
-    for goal in goals:
+    for goal in CHALLENGE_SENSITIVITIES:
         point = operating_point(truth, probabilities, threshold_for_sensitivity(truth, probabilities, goal))
         false_rate = np.array([_false_rate(goal, *each) for each in (curve, *zip(*rates))])
         hits, alarms = goal * positives, false_rate * negatives

@@ -60,18 +60,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def leave(name, strength, first_seed=0):
-    """Write what an experiment's runs leave."""
-    for seed, run in enumerate(experiments.folders_of(name), first_seed):
-        leave_held_out(run, seed, strength, (40, 120, 30))
-        record = {"command": experiments.command(name), "commit": "1234567", "date": "2026-01-01", "minutes": 1.0}
-        (run / "experiment.json").write_text(json.dumps(record))
+def leave(name, strength, seed=0):
+    """Write what an experiment's run leaves."""
+    run = experiments.folder_of(name)
+    leave_held_out(run, seed, strength, (40, 120, 30))
+    record = {"command": experiments.command(name), "commit": "1234567", "date": "2026-01-01", "minutes": 1.0}
+    (run / "experiment.json").write_text(json.dumps(record))
 
 
 def test_differences_have_their_sign_and_equal_ones_hold_zero(folder):
     leave("frozen ResNet50", 1.0)
     leave("frozen DenseNet169", 2.0)
-    leave("frozen EfficientNetV2-B0", 1.0, first_seed=3)
+    leave("frozen EfficientNetV2-B0", 1.0, seed=3)
     before = experiments.TABLE.read_text()
     experiments.write_tables()
     assert experiments.TABLE.read_text().startswith(before)  # another machine's row stays
@@ -90,11 +90,11 @@ def test_only_runs_of_todays_settings_count_and_are_not_repeated(folder, monkeyp
     called, done = [], experiments.subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(experiments.subprocess, "run", lambda *_, env, **__: called.append(env) or done)
     monkeypatch.setenv("DERMA_EPOCHS", "99")  # the reader's own settings do not matter
-    experiments.run(experiments.TUNED, 0, None, "abc")
+    experiments.run(experiments.TUNED, None, "abc")
     assert not called
     record = folder / "runs" / "EfficientNetV2-B0-two-stages-192-px-seed0" / "experiment.json"
     record.write_text(record.read_text().replace("DERMA_EPOCHS=5", "DERMA_EPOCHS=9"))
-    experiments.run(experiments.TUNED, 0, None, "abc")
+    experiments.run(experiments.TUNED, None, "abc")
     own = {key: value for key, value in called[0].items() if key.startswith("DERMA_")}
-    assert own == experiments.variables(experiments.TUNED) | {"DERMA_SEED": "0", "DERMA_RESULTS": str(record.parent)}
+    assert own == experiments.variables(experiments.TUNED) | {"DERMA_RESULTS": str(record.parent)}
     assert json.loads(record.read_text())["commit"] == "abc"

@@ -9,7 +9,7 @@ from derma.scoring import report
 def test_roc_marks_the_operating_points_and_reliability_every_bin(tmp_path):
     joined = pd.DataFrame(np.random.default_rng(0).random((50, 4)), columns=["task_1", "task_2", "true_1", "true_2"])
     joined[["true_1", "true_2"]] = joined[["true_1", "true_2"]].round()
-    found = report(joined, resamples=50)
+    found = report(joined)
     ax = figures.roc(joined, found.points, tmp_path / "deep" / "roc.png").axes[0]
     marked = {tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1}
     assert marked == {(1 - point.specificity.value, point.sensitivity.value) for point in found.points}

@@ -113,22 +113,23 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("counts", "resamples"), [((2, 1, 4), 5), ((20, 7, 40), 1), ((117, 90, 393), 40)])
-def test_no_interval_excludes_its_own_estimate(kind, counts, resamples):
+def test_no_interval_excludes_its_own_estimate(kind, counts, resamples, monkeypatch):
     """A rate and its interval are of the same thing; what is undefined is a dash."""
+    monkeypatch.setattr(scoring, "RESAMPLES", resamples)
     rng = np.random.default_rng(counts)
     targets, noise = rng.permutation(np.repeat([0, 1, 2], counts)), rng.random((2, sum(counts)))
     joined = pd.DataFrame({f"true_{k}": (targets == k - 1) * 1 for k in (1, 2)})
     joined = joined.assign(**{f"task_{k}": KINDS[kind](joined[f"true_{k}"], noise[0]) for k in (1, 2)})
     other = joined.assign(task_1=noise[1])
-    accuracy = scoring.balanced_accuracy_interval(targets, rng.permutation(targets), resamples=resamples)
-    report, compared = scoring.report(joined, resamples=resamples), scoring.compare(joined, other, resamples)
-    chosen = scoring.out_of_fold(other, joined, resamples=resamples)
+    accuracy = scoring.balanced_accuracy_interval(targets, rng.permutation(targets))
+    report, compared = scoring.report(joined), scoring.compare(joined, other)
+    chosen = scoring.out_of_fold(other, joined)
     found = estimates([report, chosen, accuracy, *compared.values()])
     assert len(found) == 3 + 3 + 4 * 4 + 5 + 1 + 3
     assert all(each.low <= each.value <= each.high or str(each) == "-" for each in found), found
     for point in report.points[1:]:  # a mean of neighbouring points of the ROC curve, so always defined
         assert 0 <= point.specificity.value <= 1 and 0 < point.ppv.value <= 1 and 0 <= point.npv.value <= 1
-    grid, low, high = scoring.roc_band(joined["true_1"], joined["task_1"], resamples)
+    grid, low, high = scoring.roc_band(joined["true_1"], joined["task_1"])
     curve = np.interp(grid, *roc_curve(joined["true_1"], joined["task_1"])[:2])
     assert (low <= curve).all() and (curve <= high).all()
 
@@ -137,7 +138,7 @@ def test_what_the_challenges_scorer_prints():
     """Counted pair by pair, on the published predictions."""
     truth = tables.read_table(ROOT / "ground_truth.csv", truth=True)
     joined = tables.join(tables.read_table(ROOT / "docs" / "official" / "results.csv"), truth)
-    report = scoring.report(joined, resamples=2)
+    report = scoring.report(joined)
     for k, published in ((1, 0.6227), (2, 0.8898)):
         positives, negatives = (joined.loc[joined[f"true_{k}"] == each, f"task_{k}"].to_numpy() for each in (1, 0))
         heights = ((positives > negatives[:, None]) + (positives == negatives[:, None]) / 2).mean(axis=1)
@@ -151,14 +152,15 @@ def test_what_the_challenges_scorer_prints():
     assert hard == pytest.approx(0.18) and scoring.area_above_sensitivity([1, 0], [1, 0]) == 1
 
 
-def test_what_is_chosen_out_of_fold_undoes_temperature_and_weights():
+def test_what_is_chosen_out_of_fold_undoes_temperature_and_weights(monkeypatch):
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 1.5, (12_000, 3))
     targets = (softmax(logits, axis=1).cumsum(1) < rng.uniform(size=(12_000, 1))).sum(1)
     given = softmax(2.5 * logits + [1.0, -1.5, 0.5], axis=1)  # overconfident, and in favour of some classes
     values = np.stack([given[:, 0], given[:, 2], targets == 0, targets == 2], axis=1)
     joined = pd.DataFrame(values, columns=["task_1", "task_2", "true_1", "true_2"])
-    found = scoring.out_of_fold(joined[:8000], joined[8000:], resamples=20)
+    found = scoring.out_of_fold(joined[:8000], joined[8000:])
     assert found.calibrator.temperature == pytest.approx(2.5, rel=0.05)
     assert found.calibrator.offsets == pytest.approx([-0.4, 0.6, -0.2], abs=0.06)
     assert all(found.after[k] < 0.025 < 0.05 < found.before[k] for k in (1, 2))
