@@ -32,7 +32,8 @@ predict: .venv/installed
 
 # Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
 # then on DERMA_DATA, the official ones. The first backbone is MAIN: its networks are fine-tuned at a larger size, and it
-# has a head on the first stage's network at half the size. Every other backbone has a head at the full size.
+# has a head on the first stage's network at half the size. Every other backbone has a head at the full size. In the
+# average, the networks weigh as much as two heads.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
 # PUBLISHED; interrupted ones are resumed. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
 # docs/speed.md has the times, and smaller recipes.
@@ -45,7 +46,7 @@ STAGE = $(MAKE) run NOTEBOOKS=skin_lesion_classification.ipynb DERMA_EVALUATE=te
 	DERMA_RESULTS=$(@D) DERMA_DATA=$(if $(filter sample,$(DATA)),data/isic2017,$(DERMA_DATA))
 SECOND = $(STAGE) DERMA_WEIGHTS=$(PUBLISHED)/$*-first
 MAIN := $(firstword $(BACKBONES))
-PARTS := $(addprefix $(PUBLISHED)/,$(MAIN)-half-size $(MAIN)-fine-tuned $(patsubst %,%-frozen,$(filter-out $(MAIN),$(BACKBONES))))
+PARTS := $(addprefix $(PUBLISHED)/,$(MAIN)-fine-tuned $(MAIN)-fine-tuned $(MAIN)-half-size $(patsubst %,%-frozen,$(filter-out $(MAIN),$(BACKBONES))))
 published: $(PARTS:%=%/metrics.json)
 	$(BIN)/python get_results.py --ensemble $(PARTS:%=%/results.csv) --out $(PUBLISHED)/results.csv --figures $(PUBLISHED)/scores
 

@@ -4,7 +4,7 @@
     python get_results.py results.csv 0.4                 # melanoma at another threshold
     python get_results.py results.csv --compare other.csv # is one better than the other, or is it chance?
     python get_results.py --ensemble models/a/results.csv models/b/results.csv --out models/m/results.csv
-    python get_results.py 0.4 --ensemble a.csv b.csv      # the mean of several predictions, at another threshold
+    python get_results.py 0.4 --ensemble a.csv b.csv b.csv    # a mean in which b.csv weighs twice, at another threshold
     python get_results.py logits.csv --scores             # any numbers, such as logits: the AUC alone
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
@@ -48,7 +48,7 @@ def held_out_files(predictions: list[Path]) -> tuple[list[Path], list[str]]:
     """Return the held_out.csv in the folder of each file, none unless each file has its own; and a warning if some."""
     files = [file.with_name("held_out.csv") if file.name else file for file in predictions]
     missing = [str(file) for file in files if not file.is_file()]
-    if not missing and len({file.resolve() for file in files}) == len(files):
+    if not missing and len({file.resolve() for file in files}) == len({file.resolve() for file in predictions}):
         return files, []
     if len(missing) == len(files):
         return [], []

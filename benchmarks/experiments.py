@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
 
 
 class Ensemble(NamedTuple):
-    """Experiments whose predictions are averaged, and the one to compare with."""
+    """Experiments whose predictions are averaged, one that is named twice with twice the weight, and one to compare."""
 
     members: tuple[str, ...]
     against: str = ""
@@ -81,8 +81,8 @@ EXPERIMENTS = {
     RESNET_HALF: Experiment(RESNET, FROZEN | RESNET_FIRST | {"image_size": 96}, RESNET_HEADS),
     f"{RESNET_HEADS}, both sizes": Ensemble((RESNET_HEADS, RESNET_HALF), RESNET_HEADS),
     LARGE_TUNED: Experiment(EFFICIENTNET, FIRST | {"image_size": 224}, LONG_TUNED),
-    "both, two stages, 192 and 224 px": Ensemble(
-        (LARGE_TUNED, LONG_HALF, RESNET_HEADS), f"{LONG_TUNED}, with heads at both sizes"
+    "both, two stages, 192 and 224 px, networks twice": Ensemble(
+        (LARGE_TUNED, LARGE_TUNED, LONG_HALF, RESNET_HEADS), f"{LONG_TUNED}, with heads at both sizes"
     ),
 }
 
@@ -145,7 +145,7 @@ def summary_of(name: str, table: pd.DataFrame) -> dict:
     """Return the record of a finished experiment; an ensemble's follows from its members' rows."""
     if isinstance(EXPERIMENTS[name], Experiment):
         return record_of(name)
-    rows = table.loc[list(EXPERIMENTS[name].members)].sort_values("date", kind="stable")
+    rows = table.loc[sorted(set(EXPERIMENTS[name].members))].sort_values("date", kind="stable")
     record = {"command": command(name), "commit": rows["commit"].iloc[-1], "date": rows["date"].iloc[-1]}
     return record | {"minutes": rows["minutes"].astype(float).sum()}
 

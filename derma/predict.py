@@ -15,7 +15,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from hashlib import sha256
 from itertools import islice, takewhile
 from pathlib import Path
@@ -43,8 +42,8 @@ from derma.inputs import walk, why_no_file
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Reasons = list[tuple[Path, str]]  # files, each with the reason
 LEGEND = (
-    "The probabilities are calibrated. Suspicious means that the uncalibrated probability of melanoma reaches the "
-    f"threshold that finds {GOAL:.0%} of the held-out melanomas."
+    "The probabilities are calibrated. Suspicious means that the probability of melanoma reaches the threshold that "
+    f"finds {GOAL:.0%} of the held-out melanomas."
 )
 RECORD = "predictions.json"
 TITLE = "<title>Explained predictions</title>"  # what tells an own page, which may be replaced, from another
@@ -86,7 +85,7 @@ class TrainedRun:
         size: side of the squares that the networks see, in pixels.
         networks: on the GPU if there is one.
         commit: of the code that trained it.
-        calibrator, threshold: chosen on the run's held-out images; the threshold applies to uncalibrated probabilities.
+        calibrator, threshold: chosen on the run's held-out images; the threshold applies to calibrated probabilities.
 
     Raises:
         RunError: the folder is not a run, or it is not finished, damaged, or of another version.
@@ -123,7 +122,7 @@ class TrainedRun:
 
     @torch.inference_mode()
     def predict(self, images: torch.Tensor) -> np.ndarray:
-        """Return class probabilities (N, 3) of images (N, 3, size, size), bytes: what ``results.csv`` holds.
+        """Return calibrated class probabilities (N, 3) of images (N, 3, size, size), bytes: what ``results.csv`` holds.
 
         In another batch, an image's probabilities may differ in the last of seven digits, as float32 rounds.
         """
@@ -133,7 +132,7 @@ class TrainedRun:
                 torch.stack([network(view).float().softmax(1) for view in views(images, self.tta)]).mean(0)
                 for network in self.networks
             ]
-        return np.mean([part.cpu().double().numpy() for part in parts], axis=0)
+        return self.calibrator(np.mean([part.cpu().double().numpy() for part in parts], axis=0))
 
     def predict_files(self, files: Iterable[Path]) -> tuple[list[Path], np.ndarray, Reasons]:
         """Return the files that can be read, their class probabilities (N, 3), and the others with the reasons.
@@ -165,7 +164,7 @@ class TrainedRun:
         _, image, reason = self._load(Path(file))
         if image is None:
             raise ValueError(f"{file}: {reason}.")
-        return pd.Series(self.calibrator(self.predict(image.unsqueeze(0)))[0], LABELS, name="probability")
+        return pd.Series(self.predict(image.unsqueeze(0))[0], LABELS, name="probability")
 
     def explain(self, file: Path, target: int) -> np.ndarray | None:
         """Return the first network's Grad-CAM map (size, size) in [0, 1] of a class; None if the network has none."""
@@ -211,8 +210,8 @@ def find_images(places: list[Path]) -> tuple[list[Path], Reasons]:
     return files, [(path, why) for path, why in reasons if why]
 
 
-def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | None, float, Calibrator]:
-    """Return runs, the mean of their held-out predictions, and the threshold and the calibration chosen on these.
+def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | None, float]:
+    """Return runs, the mean of their held-out predictions, and the threshold chosen on these.
 
     Raises:
         RunError: see :class:`TrainedRun`; or the runs hold out different images.
@@ -220,7 +219,7 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | Non
     """
     runs = [TrainedRun(folder) for folder in folders]
     if len(runs) == 1 and not (folders[0] / "held_out.csv").exists():
-        return runs, None, runs[0].threshold, runs[0].calibrator
+        return runs, None, runs[0].threshold
     parts = [tables.read_table(folder / "held_out.csv") for folder in folders]
     for folder, part in zip(folders, parts, strict=True):
         if set(part.values.index) != set(parts[0].values.index):
@@ -231,10 +230,10 @@ def load_runs(folders: list[Path]) -> tuple[list[TrainedRun], pd.DataFrame | Non
     truth = tables.truth_from_ids(parts[0])
     held_out = tables.average([tables.join(part, truth) for part in parts])
     if len(runs) == 1:
-        return runs, held_out, runs[0].threshold, runs[0].calibrator
-    from derma.scoring import choose_out_of_fold  # takes a while, and one run does not need it
+        return runs, held_out, runs[0].threshold
+    from derma.scoring import threshold_for_sensitivity  # takes a while, and one run does not need it
 
-    return runs, held_out, *choose_out_of_fold(held_out)
+    return runs, held_out, threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], GOAL)
 
 
 def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path], np.ndarray, Reasons]:
@@ -247,19 +246,19 @@ def predict_files(runs: list[TrainedRun], files: list[Path]) -> tuple[list[Path]
     return files, sum(part.loc[files].to_numpy() for part in parts) / len(parts), refused
 
 
-def _print_table(files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray) -> None:
+def _print_table(files: list[Path], probabilities: np.ndarray, suspicious: np.ndarray) -> None:
     names = ["".join(sign if sign.isprintable() else "?" for sign in str(file)) for file in files]
-    table = pd.DataFrame(calibrated, names, LABELS).assign(**{"": np.where(suspicious, "suspicious", "")})
+    table = pd.DataFrame(probabilities, names, LABELS).assign(**{"": np.where(suspicious, "suspicious", "")})
     print(f"{RESEARCH}\n\n{table.to_string(float_format='{:.3f}'.format)}\n\n{LEGEND}\n")
 
 
 def write_explanations(
-    folder: Path, run: TrainedRun, files: list[Path], calibrated: np.ndarray, suspicious: np.ndarray
+    folder: Path, run: TrainedRun, files: list[Path], probabilities: np.ndarray, suspicious: np.ndarray
 ) -> None:
     """Write each image with its Grad-CAM map as ``<number>.png``, and ``index.html``, which shows them all."""
     from matplotlib import colormaps  # takes a while, and is not always needed
 
-    entries, rows = [], list(zip(files, calibrated, suspicious, strict=True))
+    entries, rows = [], list(zip(files, probabilities, suspicious, strict=True))
     for number, (file, row, marked) in enumerate(progress(rows, desc="explanations", unit="image"), start=1):
         image, heat, label = load_image(file, EXPLAINED), run.explain(file, row.argmax()), LABELS[row.argmax()]
         image.thumbnail((EXPLAINED, EXPLAINED))
@@ -335,25 +334,25 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
         _try_writing(explain / "index.html")
         if (explain / "index.html").exists() and TITLE not in (explain / "index.html").read_text("utf-8", "replace"):
             raise RunError(f"{explain / 'index.html'}: not of derma.predict; give --explain a folder of its own.")
-    runs, held_out, threshold, calibrator = load_runs(folders)
+    runs, held_out, threshold = load_runs(folders)
     read, probabilities, unreadable = predict_files(runs, files)
     refused += unreadable
     for file, reason in refused[: FEW if read else None]:
         print(f"{file}: {reason}", file=sys.stderr)
     if not read:
         raise RunError(f"{places[0]}: no image could be read; name other images.")
-    calibrated, suspicious = calibrator(probabilities), probabilities[:, 0] >= threshold
+    suspicious = probabilities[:, 0] >= threshold
     labels = [file.absolute().parent.name for file in read]
     targets = np.array([CLASSES.index(name) if name in CLASSES else -1 for name in labels])
     results, truth = tables.tables_from_probabilities([file.as_posix() for file in read], targets, probabilities)
     outside = [file for file, target in zip(read, targets) if target < 0]
     found = {"held_out.csv": held_out, "ground_truth.csv": None if outside else truth, out.name: results}
     about = {"runs": folders, "commits": [run.commit for run in runs], "threshold": threshold}
-    about |= {"calibrator": asdict(calibrator), "images": len(read), "refused": refused}
+    about |= {"images": len(read), "refused": refused}
     _write(out, found, about)
     if len(read) <= FEW:
-        _print_table(read, calibrated, suspicious)
-    print(f"Uncalibrated predictions of {len(read):,} images: {out}")
+        _print_table(read, probabilities, suspicious)
+    print(f"Predictions of {len(read):,} images: {out}")
     if refused:
         print(f"Refused: {len(refused):,}, listed in {out.with_name(RECORD)}.", file=sys.stderr)
     if not outside and truth[["task_1", "task_2"]].nunique().max() == 2:
@@ -361,7 +360,7 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
     if outside and (len(outside) < len(read) or any(map(Path.is_dir, places))):
         print(f"No truth is written: {outside[0]} is in none of the class folders {', '.join(CLASSES)}.")
     if explain is not None:
-        write_explanations(explain, runs[0], read, calibrated, suspicious)
+        write_explanations(explain, runs[0], read, probabilities, suspicious)
         print(f"{explain / 'index.html'}: each image with its Grad-CAM map.")
 
 

@@ -338,16 +338,11 @@ def three_classes(joined: pd.DataFrame) -> np.ndarray:
     return np.stack([first, np.maximum(1 - first - second, 0), second], axis=1)
 
 
-def choose_out_of_fold(held_out: pd.DataFrame) -> tuple[float, Calibrator]:
-    """Return a threshold with a sensitivity of :data:`GOAL` for melanoma, and a calibration, chosen out of fold."""
-    targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
-    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], GOAL)
-    return threshold, fit_calibrator(targets, three_classes(held_out))
-
-
 def out_of_fold(held_out: pd.DataFrame, joined: pd.DataFrame) -> OutOfFold:
     """Choose a threshold and fit a calibration on ``held_out``, and measure both on ``joined``, other images."""
-    threshold, calibrator = choose_out_of_fold(held_out)
+    threshold = threshold_for_sensitivity(held_out["true_1"], held_out["task_1"], GOAL)
+    targets = np.select([held_out["true_1"] == 1, held_out["true_2"] == 1], [0, 2], 1)
+    calibrator = fit_calibrator(targets, three_classes(held_out))
     first, _, second = calibrator(three_classes(joined)).T
     return OutOfFold(
         images=len(held_out),

@@ -73,7 +73,9 @@ def test_ensemble_averages_what_is_held_out_too(score):
     assert found["images"] == 60 and f"temperature {found['calibrator']['temperature']:.3f}" in again
     assert "would overwrite a/held_out.csv" in score("--ensemble", *files, "--out", "a/mean.csv")[2]
     assert "No held_out.csv is averaged: there is no held_out.csv;" in score("--ensemble", files[0], "other.csv")[2]
-    assert "two of the files share a folder" in score("--ensemble", files[0], files[0])[2]
+    assert "two of the files share a folder" in score("--ensemble", files[0], "a/ground_truth.csv")[2]
+    score("--ensemble", files[0], *files, "--out", "twice/results.csv")
+    assert np.allclose(read_table("twice/held_out.csv").values, (2 * parts[0] + parts[1]) / 3, rtol=1e-12)
     assert "b/held_out.csv: not of these" in score("--ensemble", files[0], "other.csv", "--out", "b/mean.csv")[2]
     Path("m/ground_truth.csv").write_text(Path("m/ground_truth.csv").read_text().replace("d.jpg,1,0", "d.jpg,0,0"))
     assert "m/ground_truth.csv: not the truth" in score("--ensemble", *files, "--out", "m/results.csv")[2]

@@ -66,7 +66,7 @@ def fails_at(count, function, error):
 
 def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys):
     assert predict_images(run, drawn / "test") == 0
-    assert "Uncalibrated predictions of 11 images: predictions/predictions.csv" in capsys.readouterr().out
+    assert "Predictions of 11 images: predictions/predictions.csv" in capsys.readouterr().out
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Category 1 Score: ") and "Out of fold: mean AUC" in text
@@ -141,7 +141,7 @@ def test_it_computes_as_the_run_was_trained(run, drawn, precision, tta):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         logits = [[network(view).float() for view in views(images, tta)] for network in trained.networks]
     expected = torch.stack([torch.stack(each).softmax(-1).mean(0).double() for each in logits]).mean(0).numpy()
-    assert (trained.predict_files(files)[1] == expected).all()
+    assert (trained.predict_files(files)[1] == trained.calibrator(expected)).all()
 
 
 def test_a_few_images_are_printed_with_calibrated_probabilities_and_the_threshold(run, drawn, capsys):
