@@ -179,7 +179,7 @@ def test_bad_images_are_named_and_the_rest_is_done(run, drawn, capsys, monkeypat
     monkeypatch.setattr(Path, "iterdir", iterdir)
     assert predict_images(run, "mine", first, first.resolve()) == 0
     printed = capsys.readouterr()
-    assert "redictions of 11 images" in printed.out
+    assert "Predictions of 11 images" in printed.out
     assert "Refused: 6, listed in predictions/predictions.json" in printed.err
     refused = dict(json.loads(Path("predictions/predictions.json").read_text())["refused"])
     for name in ("nevus/torn.jpg", "nevus/link.jpg", "loop", "pipe.jpg", "bell\a.jpg", "closed"):
