@@ -97,7 +97,7 @@ class TrainedRun:
             about = json.loads(file.read_text(encoding="utf-8"))
             settings, self.size, self.commit = about["settings"], int(about["test_size"]), about.get("commit")
             self.tta, self.batch_size = settings["tta"], int(settings["batch_size"])
-            self.calibrator, self.threshold = Calibrator(**about["calibrator"]), float(about["threshold"])
+            self.calibrator, self.threshold = Calibrator(**about["calibration"]), float(about["threshold"])
             files = [file.with_name(f"fold-{k}.safetensors") for k in range(max(1, settings["folds"]))]
             self.precision = best_precision() if settings["precision"] == "auto" else settings["precision"]
         except OSError:
@@ -367,7 +367,7 @@ def predict(folders: list[Path], places: list[Path], out: Path, explain: Path | 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``python -m derma.predict``; returns the exit code, 2 if nothing was predicted."""
     parser = Parser(prog="python -m derma.predict", description="Apply trained runs to new images.")
-    parser.add_argument("paths", type=Path, nargs="+", metavar=("RUN", "IMAGES"), help="runs, then files and folders")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN_OR_IMAGES", help="runs, then files and folders")
     default = "predictions/predictions.csv"
     parser.add_argument("--out", type=tables.output_file, default=default, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write where the first network looked, as a page")

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def main():
 
 run_main(main)
 """
+COMMANDS = "check", "execute", "fetch", "predict", "sample", "shrink"
 FULL = "The output is incomplete: No space left on device; redirect it to another place.\n"
 
 
@@ -89,3 +91,10 @@ def test_a_log_gets_whole_lines_at_least_once_a_minute(monkeypatch, capsys):
 def test_a_kernel_gets_a_live_bar(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ipykernel.kernelapp", sys)
     assert list(progress("ab")) == ["a", "b"] and capsys.readouterr().out.startswith("\r  0%")
+
+
+@pytest.mark.parametrize("name", ["get_results", *(f"derma.{name}" for name in COMMANDS)])
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main(["--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: ")

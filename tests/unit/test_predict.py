@@ -28,7 +28,7 @@ from derma.tables import read_table
 def runs(tmp_path_factory):
     """Two runs as the notebook leaves them, of two random networks each."""
     settings = {"model": "test_resnet", "frozen": False, "precision": "no", "folds": 2, "tta": True, "batch_size": 4}
-    chosen = {"threshold": 0.3, "calibrator": {"temperature": 0.5, "offsets": [0.1, -0.1, 0.0]}, "test_size": 40}
+    chosen = {"threshold": 0.3, "calibration": {"temperature": 0.5, "offsets": [0.1, -0.1, 0.0]}, "test_size": 40}
     folders = [tmp_path_factory.mktemp("run") for _ in range(2)]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
@@ -265,7 +265,7 @@ def test_no_images_no_place_and_an_interruption_leave_nothing(run, drawn, capsys
 
 def test_explanations_are_images_and_a_page_that_shows_them(run, drawn, monkeypatch):
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics["calibrator"]["offsets"] = [-9, 9, 0]
+    metrics["calibration"]["offsets"] = [-9, 9, 0]
     write_json(metrics, run / "metrics.json")  # nevus is the most probable class now
     shutil.copy(min((drawn / "test" / "nevus").iterdir()), "<b>&.jpg")
     explained, explain = [], TrainedRun.explain
