@@ -31,9 +31,9 @@ predict: .venv/installed
 	$(BIN)/python -m derma.predict $(RUN) $(IMAGES) $(OPTIONS)
 
 # Two stages for each of BACKBONES: on EXTRA, further images in class folders as 'make data FETCH=--extra' fetches them,
-# then on DERMA_DATA, the official ones. The first backbone is MAIN: its networks are fine-tuned at a larger size, and it
-# has a head on the first stage's network at half the size. Every other backbone has a head at the full size. In the
-# average, the networks weigh as much as two heads.
+# then on DERMA_DATA, the official ones. The first backbone is MAIN: its networks are fine-tuned at a larger size, which
+# gains for keratosis, and it has a head on the first stage's network at half the size. Every other backbone has a head
+# at the full size. In the average, the networks weigh twice, as they score higher than a head.
 # 'make -j4 published' trains several networks at once on a GPU. Finished parts are kept, so other settings need another
 # PUBLISHED; interrupted ones are resumed. WEIGHTS: a folder of <model>.safetensors, where nothing can be downloaded.
 # docs/speed.md has the times, and smaller recipes.

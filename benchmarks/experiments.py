@@ -106,7 +106,7 @@ def command(name: str) -> str:
 
 def folder_of(name: str) -> Path:
     """Return the folder of an experiment's run."""
-    return RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed0"
+    return RUNS / name.replace(", ", "-").replace(" ", "-")
 
 
 def record_of(name: str) -> dict | None:

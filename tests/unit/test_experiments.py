@@ -92,7 +92,7 @@ def test_only_runs_of_todays_settings_count_and_are_not_repeated(folder, monkeyp
     monkeypatch.setenv("DERMA_EPOCHS", "99")  # the reader's own settings do not matter
     experiments.run(experiments.TUNED, None, "abc")
     assert not called
-    record = folder / "runs" / "EfficientNetV2-B0-two-stages-192-px-seed0" / "experiment.json"
+    record = folder / "runs" / "EfficientNetV2-B0-two-stages-192-px" / "experiment.json"
     record.write_text(record.read_text().replace("DERMA_EPOCHS=5", "DERMA_EPOCHS=9"))
     experiments.run(experiments.TUNED, None, "abc")
     own = {key: value for key, value in called[0].items() if key.startswith("DERMA_")}
