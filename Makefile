@@ -14,7 +14,7 @@ NOTEBOOKS := skin_lesion_classification.ipynb dataset_structure_visualization.ip
 # A run's folder is named by its data and its model, as these variables give them.
 MODEL := $(firstword $(subst ., ,$(or $(DERMA_MODEL),resnet50)))
 NAME := $(DATA)$(if $(filter sample-,$(DATA)-$(DERMA_MODEL)),,-$(MODEL))
-RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter-out false False 0 no off,$(DERMA_FROZEN)),-frozen))
+RUN := $(or $(DERMA_RESULTS),models/$(NAME)$(if $(filter 1 t% T% y% Y% on On ON,$(DERMA_FROZEN)),-frozen))
 
 .PHONY: run predict published data test test-lowest notebooks lock clean
 

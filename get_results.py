@@ -9,7 +9,8 @@
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
 The truth is the ground_truth.csv in the folder of the predictions, or else the one in this folder, unless --truth names
-another file; rows are joined on the Id's file name. If that folder holds a held_out.csv too, with predictions for the
+another file; rows are joined on the Id's file name. For a held_out.csv, the class folders in its Ids are the truth; for
+other predictions, if that folder holds a held_out.csv too, with predictions for the
 training images by networks that were not trained on them, a threshold and a calibration are chosen on those. --ensemble
 averages both, and --out writes both, with the truth. Figures go to images/scores/.
 """
@@ -86,11 +87,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"the threshold '{options.threshold}' should be a number from 0 to 1")
     options.threshold = None if options.scores else threshold
     options.predictions = options.ensemble or [Path(options.results)]
-    if options.truth is None:
+    out_of_fold = options.predictions[0].name == "held_out.csv"
+    if options.truth is None and not out_of_fold:
         own = options.predictions[0].parent / "ground_truth.csv"
         options.truth = own if own.exists() else Path("ground_truth.csv")
-    options.held_out, options.warnings = ([], []) if options.scores else held_out_files(options.predictions)
-    read = [*options.predictions, *options.held_out, options.truth, options.compare or options.truth]
+    unused = options.scores or out_of_fold
+    options.held_out, options.warnings = ([], []) if unused else held_out_files(options.predictions)
+    read = [*options.predictions, *options.held_out, *filter(None, (options.truth, options.compare))]
     for name in (options.out.name, "held_out.csv") if options.out else ():
         if (file := options.out.with_name(name)).resolve() in map(Path.resolve, read):
             parser.error(f"--out {options.out} would overwrite {file}, which is read; name a file in another folder")
@@ -118,8 +121,8 @@ class Loaded:
 
 def load(options: argparse.Namespace) -> Loaded:
     """Read the predictions, the truth and what is held out, and average an ensemble."""
-    truth = read_table(options.truth, truth=True)
     tables = [read_table(file, scores=options.scores) for file in options.predictions]
+    truth = read_table(options.truth, truth=True) if options.truth else truth_from_ids(tables[0])
     held_out = [read_table(file) for file in options.held_out]
     joined = [join(table, truth) for table in tables]
     warnings = [*options.warnings, *(warning for table in (*tables, *held_out) for warning in table.warnings)]
@@ -128,7 +131,7 @@ def load(options: argparse.Namespace) -> Loaded:
         count, images = int(loaded.joined[f"true_{category}"].sum()), len(loaded.joined)
         if min(count, images - count) < FEW:
             what = f"{count} {PLURALS[category]} among {images} images: too few to trust an interval"
-            warnings.append(f"{options.truth}: {what}.")
+            warnings.append(f"{truth.file}: {what}.")
     if options.ensemble:
         loaded.parts = {str(table.file): scoring.score(part) for table, part in zip(tables, joined, strict=True)}
         loaded.parts["mean of probabilities"] = scoring.score(loaded.joined)

@@ -19,16 +19,12 @@ import psutil
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
-from derma.tables import CLASSES, name_of
+from derma.inputs import ENDINGS, is_passed_over, why_misread, why_no_file, why_no_lesion
+from derma.tables import CLASSES, name_of, why_ambiguous
 
 SPLITS = ("train", "valid", "test")
 LABELS = [name.replace("_", " ") for name in CLASSES]
-# The endings of files that are taken for images; why_unreadable refuses those that torchvision does not list.
-ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"}
-OTHER_ENDING = f"an ending that is not read (those are {' '.join(IMG_EXTENSIONS)}); save it as JPEG or PNG"
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # why_unreadable refuses these
 CACHE_SHARE = 0.25  # of the free memory that the decoded images of one set may take
 
@@ -59,8 +55,6 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
     path = Path(path)
     if reason := why_no_lesion(path) or why_no_file(path):
         return reason
-    if path.suffix.lower() not in IMG_EXTENSIONS:
-        return OTHER_ENDING
     try:
         with Image.open(path) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -71,7 +65,7 @@ def why_unreadable(path: str | os.PathLike) -> str | None:
                 return reason
         load_image(path, short_side=32)  # draft mode still reads the whole stream, so it notices a torn file
     except Image.UnidentifiedImageError:
-        return "empty file" if path.stat().st_size == 0 else "not an image that can be read"
+        return "empty file" if path.stat().st_size == 0 else "not an image that can be read; save it as JPEG or PNG"
     # A damaged file can surface as nearly anything in a decoder; each of them means "remove it, and say so".
     except Exception as error:
         return str(error) or type(error).__name__
@@ -143,23 +137,29 @@ class LesionData:
             self._cut(3 if need_classes else 2)
         else:
             self._check_classes(reasons)
-        if not cut or need_classes:  # else nothing is predicted, so nothing is joined by name
-            self._check_names()
+        for split in SPLITS if not cut or need_classes else ():  # else nothing is predicted, so nothing joined by name
+            if what := why_ambiguous(self.split(split)["path"].tolist()):
+                raise DatasetError(what)
 
     def _lesions(self) -> pd.Series:
-        """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own name."""
+        """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own path."""
         names = self.images["path"].map(name_of)
         file = self.root / "metadata.csv"
         try:
-            table = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
+            with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # a comma after each row
+                table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
+        except FileNotFoundError:
+            return self.images["path"]
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); correct it, or rename it.") from None
         if "lesion_id" not in table:
-            return names
+            if "lesion_id" in ",".join(table).lower():
+                raise DatasetError(f"{file}: no column is named exactly 'lesion_id'; separate the columns by commas.")
+            return self.images["path"]
         known = {name_of(image): lesion for image, lesion in zip(table.iloc[:, 0], table["lesion_id"]) if lesion}
         if known and not names.isin(known).any():
             raise DatasetError(f"{file}: its first column names none of the images; put their names there.")
-        return names.map(known).fillna(names)
+        return names.map(known).fillna(self.images["path"])
 
     def _cut(self, classes: int) -> None:
         """Give the lesions of each class splits in turn; a DatasetError if there are fewer classes or lesions."""
@@ -183,13 +183,6 @@ class LesionData:
                 folder = self.root / split / name
                 bad = [f" ({Path(path).name}: {why})" for path, why in reasons.items() if Path(path).parent == folder]
                 raise DatasetError(f"{folder}: no image of this class can be read{''.join(bad[:1])}; put one there.")
-
-    def _check_names(self) -> None:
-        """Refuse names that occur twice in a split: predictions and truth are joined on them."""
-        seen: dict[tuple[str, str], str] = {}
-        for path, split in zip(self.images["path"], self.images["split"]):
-            if (other := seen.setdefault((split, name_of(path)), path)) != path:
-                raise DatasetError(f"{path}: has the name of {other} (case and extension do not count); rename one.")
 
     @property
     def counts(self) -> pd.DataFrame:
@@ -293,7 +286,7 @@ class LesionImages(Dataset):
 class EpochOrder(Sampler):
     """The order of a training epoch, by seed and epoch alone: a resumed run needs no more than the epoch's number.
 
-    It yields ``epoch * length + index``. The epoch goes up by itself, or by ``set_epoch``, which Accelerate calls.
+    It yields ``epoch * length + index``. Accelerate's loader calls ``set_epoch``.
     """
 
     def __init__(self, length: int, seed: int):
@@ -306,9 +299,8 @@ class EpochOrder(Sampler):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_from(self.seed, epoch)))
-        yield from (epoch * self.length + order).tolist()
+        generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch))
+        yield from (self.epoch * self.length + torch.randperm(self.length, generator=generator)).tolist()
 
 
 def _lower_priority(worker: int) -> None:

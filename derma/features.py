@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save
 from torch.utils.data import Dataset
 
 from derma.augmentation import views
 from derma.classifier import Classifier
 from derma.commands import progress
 from derma.dataset import LesionImages, make_loader
-from derma.states import load_state, save_state
+from derma.states import load_state, save_state, state_hash
 
 
 class Features(Dataset):
@@ -51,7 +50,7 @@ def compute_features(
     """Return the features of all views of images, computed once and cached in a folder.
 
     Args:
-        classifier: on its device.
+        classifier: on its device, its head not yet fitted.
         images: as uint8 tensors.
         tta: all eight views of :func:`derma.augmentation.views`, or one.
         accelerator: its processes share the work.
@@ -60,8 +59,7 @@ def compute_features(
     """
     stats = [Path(path).stat() for path in images.paths]  # changed images have other sizes and dates
     about = [[path, stat.st_size, stat.st_mtime] for path, stat in zip(images.paths, stats)]
-    weights = {name: value.cpu().contiguous() for name, value in classifier.backbone.state_dict().items()}
-    about += [images.size, tta, accelerator.mixed_precision, hashlib.sha256(save(weights)).hexdigest()]
+    about += [images.size, tta, accelerator.mixed_precision, state_hash(classifier.state_dict())]
     file = Path(folder) / f"features-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]}.safetensors"
     if file.exists():
         with suppress(ValueError):  # damaged

@@ -1,4 +1,4 @@
-"""Figures of the notebooks and of get_results.py; each is returned, and saved to ``file`` if that is given."""
+"""Figures of the notebooks and of get_results.py."""
 
 from collections.abc import Sequence
 from pathlib import Path

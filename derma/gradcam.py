@@ -6,22 +6,21 @@ from torch import nn
 from torch.nn import functional
 
 
-def grad_cam(
-    network: nn.Module, layer: nn.Module, images: torch.Tensor, targets: torch.Tensor
-) -> np.ndarray | list[None]:
+def grad_cam(network: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> np.ndarray | list[None]:
     """Return heat maps (N, S, S) in [0, 1] by Grad-CAM (Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391).
 
     Args:
-        network: in evaluation mode, gives logits (N, classes); its parameters may be frozen.
-        layer: a module that it uses, best its last with an output (N, C, h, w). Other outputs, such as a vision
-            transformer's tokens, have no map: a list of N None is returned.
+        network: in evaluation mode, gives logits (N, classes); its parameters may be frozen. Its ``backbone`` is a
+            model of timm. If the last stage is no single module with an output (N, C, h, w), such as a vision
+            transformer's, there is no map: a list of N None is returned.
         images: (N, 3, S, S), as the network takes them.
         targets: (N,) class indices to explain.
     """
-    maps = []
+    maps, layers = [], dict(network.backbone.named_modules())
+    layer = layers.get(network.backbone.feature_info[-1]["module"], nn.Identity())
 
     def start_gradient(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if output.ndim != 4 or output.shape[2] != output.shape[3]:  # such as (N, tokens, C), (N, H, W, C)
+        if getattr(output, "ndim", 0) != 4 or output.shape[2] != output.shape[3]:  # (N, tokens, C), (N, H, W, C)
             return None  # leaves the output as it is
         maps.append(output.detach().clone().requires_grad_())  # a leaf: neither images nor weights need a gradient
         return maps[-1].clone()  # which layers that work in place may change

@@ -34,10 +34,10 @@ from derma.backbones import best_precision
 from derma.calibration import GOAL, Calibrator
 from derma.classifier import load_classifier
 from derma.commands import Parser, progress, run_main
-from derma.dataset import CLASSES, ENDINGS, LABELS, load_image, load_square, why_unreadable
+from derma.dataset import CLASSES, LABELS, load_image, load_square, why_unreadable
 from derma.files import write_json, write_text, write_together
 from derma.gradcam import grad_cam
-from derma.inputs import walk, why_no_file
+from derma.inputs import ENDINGS, walk, why_no_file
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Reasons = list[tuple[Path, str]]  # files, each with the reason
@@ -168,11 +168,9 @@ class TrainedRun:
 
     def explain(self, file: Path, target: int) -> np.ndarray | None:
         """Return the first network's Grad-CAM map (size, size) in [0, 1] of a class; None if the network has none."""
-        network = self.networks[0]
-        layer = network.backbone.get_submodule(network.backbone.feature_info[-1]["module"])
         image = pil_to_tensor(load_square(file, self.size)).unsqueeze(0).to(self.device)
         with self.autocast():
-            return grad_cam(network, layer, image, torch.tensor([target]))[0]
+            return grad_cam(self.networks[0], image, torch.tensor([target]))[0]
 
 
 def _ahead(function: Callable, items: Iterable, ahead: int) -> Iterator:
@@ -203,10 +201,8 @@ def find_images(places: list[Path]) -> tuple[list[Path], Reasons]:
     strange = "a control character in its name, which no table can hold; rename it"
     reasons = [(path, why or (strange if tables.CONTROL.search(str(path)) else None)) for path, why in found.values()]
     files = [path for path, why in reasons if not why]
-    first: dict[str, Path] = {}
-    for file, key in zip(files, tables.keys_of([file.as_posix() for file in files])):
-        if first.setdefault(key, file) != file:
-            raise RunError(f"{file}: has the name of {first[key]} (case and extension do not count); rename one.")
+    if what := tables.why_ambiguous([str(file) for file in files]):
+        raise RunError(what)
     return files, [(path, why) for path, why in reasons if why]
 
 

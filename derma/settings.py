@@ -1,9 +1,8 @@
 """Read a notebook's settings: the environment over the data folder's recipe over the defaults."""
 
-import ast
 import difflib
-import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,16 +19,8 @@ class SettingsError(ValueError):
 
 def settings_in(notebook: Path) -> set[str]:
     """Return the names of the settings that a notebook's class ``Settings`` declares."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    classes = [node for source in sources if "class Settings" in source for node in ast.parse(source).body]
-    return {
-        field.target.id
-        for node in classes
-        if isinstance(node, ast.ClassDef) and node.name == "Settings"
-        for field in node.body
-        if isinstance(field, ast.AnnAssign)
-    }
+    text = notebook.read_text(encoding="utf-8", errors="replace")  # any file of the folder may have this ending
+    return set(re.findall(r'^ *"    (\w+): .+ = ', text, re.MULTILINE))
 
 
 def read_settings(settings: type[BaseSettings], recipes: dict[str, dict]) -> BaseSettings:

@@ -27,10 +27,9 @@ from PIL import Image, ImageCms, ImageOps
 
 from derma.commands import CommandError, Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
-from derma.inputs import is_passed_over, walk, why_misread, why_no_lesion
+from derma.inputs import ENDINGS, is_passed_over, walk, why_misread, why_no_lesion
 from derma.web import Refused, Web, Zip
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_BYTES = 2**29  # of one member of a zip, unpacked
 SHORT_SIDE = 256
 # What a file system answers where one name does not fit: too long, in the place of a folder, not its encoding.
@@ -115,7 +114,7 @@ def _why_unwanted(path: PurePosixPath) -> str | None:
     """Return why a file is refused by its name alone, or None."""
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive:
         return "points outside the folder"
-    return why_no_lesion(path) or (None if path.suffix.lower() in SUFFIXES else "not an image by its name")
+    return why_no_lesion(path) or (None if path.suffix.lower() in ENDINGS else "not an image by its name")
 
 
 def find_originals(location: str | Path, web: Web | None = None) -> list[Original]:

@@ -47,6 +47,12 @@ def _hash(about: str, tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def state_hash(state: dict) -> str:
+    """Return a hash of a nested state: its names, numbers and tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    return _hash(json.dumps(serialise(state, tensors)), tensors)
+
+
 def save_state(state: dict, file: Path) -> None:
     """Write a nested dict of tensors, arrays, numbers, texts, lists and tuples as safetensors, all or nothing."""
     tensors: dict[str, torch.Tensor] = {}

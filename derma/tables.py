@@ -161,6 +161,15 @@ def keys_of(identifiers: list[str]) -> pd.Index:
     return names
 
 
+def why_ambiguous(files: list[str]) -> str | None:
+    """Return in a sentence which two files would have one key (see :func:`keys_of`), or None."""
+    first: dict[str, str] = {}
+    for file, key in zip(files, keys_of(files)):
+        if (other := first.setdefault(key, file)) != file:
+            return f"{file}: has the name of {other} (case and extension do not count); rename one."
+    return None
+
+
 def read_table(file: str | os.PathLike, *, truth: bool = False, scores: bool = False) -> Table:
     """Read predictions in [0, 1] or, if ``truth``, 0 or 1 or, if ``scores``, any numbers, which only have an order.
 

@@ -146,8 +146,8 @@ def test_held_out_never_reads_the_labels_of_the_test_split(run, data_folder):
     (data_folder / "test" / "swapped").rename(data_folder / "test" / "melanoma")
     again, _, _ = run("again", data=data_folder, evaluate="held_out", frozen="true")
     assert written == {name: (again / "run" / name).read_bytes() for name in written}
-    _, text, _ = run("again", data=data_folder, evaluate="test", frozen="true")  # then the same network is scored
-    assert "fold-0: trained before, and loaded" in text and b"/test/" in (again / "run" / "results.csv").read_bytes()
+    run("again", data=data_folder, evaluate="test", frozen="true")
+    assert b"/test/" in (again / "run" / "results.csv").read_bytes()
 
 
 def test_killed_ten_times_and_resumed_it_ends_the_same(run):

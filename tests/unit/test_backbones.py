@@ -39,6 +39,7 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
         ("test_resnet", tmp_path / "torn.safetensors", "torn.safetensors: no safetensors file"),
         ("test_convnext", file, "not the weights of test_convnext .* set DERMA_MODEL and DERMA_WEIGHTS to the same"),
         ("test_resnet", tmp_path, "holds no trained network, fold-0.safetensors; set DERMA_WEIGHTS to the folder"),
+        ("lcnet_035", "imagenet", "No pretrained weights .* Set DERMA_WEIGHTS to a file of lcnet_035, or to 'none'"),
         ("resnet5O", "none", "timm cannot make 'resnet5O' .* did you mean resnet50"),
     ]:
         with pytest.raises(WeightsError, match=words):

@@ -35,6 +35,9 @@ def test_features_are_computed_once_and_again_for_changed_images(data_folder, tm
     shutil.copy(second, first)
     assert not torch.equal(compute()[1].values, features.values)
     assert compute(tta=False)[1].values.shape[1] == 1
+    before = compute()[1].values
+    classifier.mean += 9  # another model's normalisation, with the same weights
+    assert not torch.equal(compute()[1].values, before)
 
     ((values, targets),) = make_loader(features.subset(np.array([4, 0])), 5)
     assert torch.equal(values, features.values[[4, 0]]) and targets.tolist() == features.targets[[4, 0]].tolist()

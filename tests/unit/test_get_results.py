@@ -71,6 +71,9 @@ def test_ensemble_averages_what_is_held_out_too(score):
     assert out[out.index("\nmelanoma at") : out.index("\nOut of fold: mean AUC 0.9")] in again
     found = json.loads(score("m/results.csv", "--json")[1])["out_of_fold"]
     assert found["images"] == 60 and f"temperature {found['calibrator']['temperature']:.3f}" in again
+    assert (
+        f"Category 3 Score: {found['area']['value']:.3f}" in score("m/held_out.csv", "--compare", "a/held_out.csv")[1]
+    )
     assert "would overwrite a/held_out.csv" in score("--ensemble", *files, "--out", "a/mean.csv")[2]
     assert "No held_out.csv is averaged: there is no held_out.csv;" in score("--ensemble", files[0], "other.csv")[2]
     assert "two of the files share a folder" in score("--ensemble", files[0], "a/ground_truth.csv")[2]

@@ -21,8 +21,9 @@ RECIPES = {"sample": {"epochs": 3, "model": "resnet18"}, "isic2017": {"epochs": 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path):
-    cell = {"cell_type": "code", "source": "class Settings(BaseSettings):\n    perplexity: float = 30"}
-    (tmp_path / "other.ipynb").write_text(json.dumps({"cells": [cell]}))
+    cell = {"cell_type": "code", "source": ["class Settings(BaseSettings):\n", '    perplexity: Literal["a", 5] = 5\n']}
+    (tmp_path / "other.ipynb").write_text(json.dumps({"cells": [cell]}, indent=1))  # as Jupyter does
+    (tmp_path / "._other.ipynb").write_bytes(b"\xff")
     monkeypatch.setattr(settings, "ROOT", tmp_path)
 
 
