@@ -198,14 +198,14 @@ def print_points(points: list[scoring.OperatingPoint]) -> None:
 
 def print_out_of_fold(chosen: scoring.OutOfFold, files: list[Path]) -> None:
     """Print what out-of-fold predictions are worth, and what they decide."""
-    print(f"\nOut of fold: mean AUC {chosen.area} on {chosen.images:,} images of {' and '.join(map(str, files))}.")
+    print(f"\nHeld out: mean AUC {chosen.area} on {chosen.images:,} images of {' and '.join(map(str, files))}.")
     if chosen.point:
         print_points([chosen.point])
-        print(f"This threshold finds {scoring.GOAL:.0%} of the melanomas out of fold. The row shows the images scored.")
+        print(f"This threshold finds {scoring.GOAL:.0%} of the held-out melanomas. The row shows the images scored.")
     names = (NAMES[1], "nevus", NAMES[2])
     offsets = ", ".join(f"{name} {each:+.3f}" for name, each in zip(names, chosen.calibrator.offsets, strict=True))
     print(
-        f"Calibrated out of fold: temperature {chosen.calibrator.temperature:.3f}, offsets {offsets}.\n"
+        f"Calibrated on the held-out images: temperature {chosen.calibrator.temperature:.3f}, offsets {offsets}.\n"
         f"\n{'on the images scored':24} {'calibration error before':25} after"
     )
     for category, before in known(chosen.before):

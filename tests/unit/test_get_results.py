@@ -68,7 +68,7 @@ def test_ensemble_averages_what_is_held_out_too(score):
     assert np.array_equal(read_table("m/held_out.csv").values, (parts[0] + parts[1]) / 2)
     assert "d.jpg,1,0" in Path("m/ground_truth.csv").read_text()
     again = score("m/results.csv", "0.4")[1]  # a single file with held_out.csv in its folder
-    assert out[out.index("\nmelanoma at") : out.index("\nOut of fold: mean AUC 0.9")] in again
+    assert out[out.index("\nmelanoma at") : out.index("\nHeld out: mean AUC 0.9")] in again
     found = json.loads(score("m/results.csv", "--json")[1])["out_of_fold"]
     assert found["images"] == 60 and f"temperature {found['calibrator']['temperature']:.3f}" in again
     assert (

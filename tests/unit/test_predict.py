@@ -69,7 +69,7 @@ def test_class_folders_are_predicted_and_scored_at_once(run, runs, drawn, capsys
     assert "Predictions of 11 images: predictions/predictions.csv" in capsys.readouterr().out
     assert get_results.main(["predictions/predictions.csv", "--figures", "none"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Category 1 Score: ") and "Out of fold: mean AUC" in text
+    assert text.startswith("Category 1 Score: ") and "Held out: mean AUC" in text
 
     # Several runs are averaged as an ensemble is.
     assert predict_images(runs[1], drawn / "test", "--out", "b/predictions.csv") == 0
