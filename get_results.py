@@ -9,10 +9,10 @@
     python get_results.py entry.csv --truth ISIC-2017_Test_v2_Part3_GroundTruth.csv --json
 
 The truth is the ground_truth.csv in the folder of the predictions, or else the one in this folder, unless --truth names
-another file; rows are joined on the Id's file name. For a held_out.csv, the class folders in its Ids are the truth; for
-other predictions, if that folder holds a held_out.csv too, with predictions for the
-training images by networks that were not trained on them, a threshold and a calibration are chosen on those. --ensemble
-averages both, and --out writes both, with the truth. Figures go to images/scores/.
+another file; rows are joined on the Id's file name. The truth of a held_out.csv is the class folders in its Ids.
+A held_out.csv in the folder of other predictions holds those for the training images, by networks that were not trained
+on them: a threshold and a calibration are chosen on it. --ensemble averages both files, and --out writes both, with the
+truth. Figures go to images/scores/.
 """
 
 import argparse
@@ -65,7 +65,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("results", nargs="?", help="predictions, as probabilities")
     parser.add_argument("threshold", nargs="?", help="melanoma at or above it, from 0 to 1 (default: 0.5)")
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="default: ground_truth.csv in their folder")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="default: ground_truth.csv in their folder, or the Ids of a held_out.csv",
+    )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="test the difference to these predictions")
     parser.add_argument("--ensemble", type=Path, nargs="+", metavar="FILE", help="score the mean of these predictions")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="with --ensemble: write the mean")

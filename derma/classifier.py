@@ -8,7 +8,7 @@ from torch import nn
 
 from derma.backbones import load_backbone, stage_features
 from derma.dataset import CLASSES
-from derma.states import load_state
+from derma.states import load_state, state_hash
 
 
 class KernelHead(nn.Module):
@@ -72,12 +72,17 @@ class Classifier(nn.Module):
     def __init__(self, model: str, weights: str, frozen: bool):
         super().__init__()
         self.backbone, self.frozen = load_backbone(model, weights), frozen
+        self.start = weights if weights == "none" else state_hash(self.backbone.state_dict())
         for name in ("mean", "std"):  # of the images that the backbone was trained on
             value = 255 * torch.tensor(self.backbone.pretrained_cfg[name])
             self.register_buffer(name, value.view(3, 1, 1))
         if frozen:
             self.backbone.requires_grad_(False)
-        self.head = KernelHead() if frozen else nn.Linear(self.backbone.num_features, len(CLASSES))
+        width = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)  # of what the backbone gives
+        self.head = KernelHead() if frozen else nn.Linear(width, len(CLASSES))
+
+    def extra_repr(self) -> str:  # a run that starts from other weights is another run
+        return f"start={self.start}"
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the head sees of images: (N, width)."""

@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from derma.inputs import ENDINGS, is_passed_over, why_misread, why_no_file, why_no_lesion
-from derma.tables import CLASSES, name_of, why_ambiguous
+from derma.inputs import is_passed_over, why_misread, why_no_file, why_no_lesion
+from derma.tables import CLASSES, ENDINGS, name_of, why_ambiguous
 
 SPLITS = ("train", "valid", "test")
 LABELS = [name.replace("_", " ") for name in CLASSES]
@@ -137,28 +137,34 @@ class LesionData:
             self._cut(3 if need_classes else 2)
         else:
             self._check_classes(reasons)
-        for split in SPLITS if not cut or need_classes else ():  # else nothing is predicted, so nothing joined by name
-            if what := why_ambiguous(self.split(split)["path"].tolist()):
-                raise DatasetError(what)
+        if (not cut or need_classes) and (what := why_ambiguous(self.images["path"].tolist())):
+            raise DatasetError(what)  # predictions and truth are joined by name
 
     def _lesions(self) -> pd.Series:
         """Return the lesion of each image, from metadata.csv (whose first column names the images), or its own path."""
         names = self.images["path"].map(name_of)
         file = self.root / "metadata.csv"
         try:
-            with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):  # a comma after each row
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # rows with too many fields
                 table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False)
         except FileNotFoundError:
             return self.images["path"]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pd.errors.ParserWarning) as error:
             raise DatasetError(f"{file}: not a CSV file ({str(error).strip()}); correct it, or rename it.") from None
         if "lesion_id" not in table:
             if "lesion_id" in ",".join(table).lower():
-                raise DatasetError(f"{file}: no column is named exactly 'lesion_id'; separate the columns by commas.")
+                raise DatasetError(
+                    f"{file}: name one column 'lesion_id', and separate columns by commas without spaces."
+                )
             return self.images["path"]
         known = {name_of(image): lesion for image, lesion in zip(table.iloc[:, 0], table["lesion_id"]) if lesion}
         if known and not names.isin(known).any():
             raise DatasetError(f"{file}: its first column names none of the images; put their names there.")
+        twice = names[names.isin(known) & names.duplicated()]
+        if len(twice):
+            raise DatasetError(
+                f"{file}: two images have the name {twice.iloc[0]}, so its lesion is unknown; rename one."
+            )
         return names.map(known).fillna(self.images["path"])
 
     def _cut(self, classes: int) -> None:

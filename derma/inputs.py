@@ -22,8 +22,6 @@ _MASKS = r"superpixels?|segmentations?|seg|masks?|contours?|ground_?truth"
 _MASK_NAME = re.compile(
     rf"(.*[\W_])?({_MASKS})[\W_]?\d*|ISIC_\d+_attribute_.*|IMD\d+_(lesion|R\d+_Label\d+)", re.IGNORECASE
 )
-# Of files that are taken for images: what Pillow reads, and what phones write, which is refused with a reason.
-ENDINGS = set(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg"} | {".heic", ".heif"}
 SAVE_AS_8_BITS = "save it with 8 bits for each value"
 
 

@@ -37,7 +37,7 @@ from derma.commands import Parser, progress, run_main
 from derma.dataset import CLASSES, LABELS, load_image, load_square, why_unreadable
 from derma.files import write_json, write_text, write_together
 from derma.gradcam import grad_cam
-from derma.inputs import ENDINGS, walk, why_no_file
+from derma.inputs import walk, why_no_file
 
 RESEARCH = "This is research, not a medical device. Never use it to judge anyone's skin."
 Reasons = list[tuple[Path, str]]  # files, each with the reason
@@ -193,7 +193,7 @@ def find_images(places: list[Path]) -> tuple[list[Path], Reasons]:
     found = {}
     for place in places:
         here = sorted(walk(place)) if place.is_dir() else [(place, why_no_file(place))]
-        here = [(path, why) for path, why in here if why or path == place or path.suffix.lower() in ENDINGS]
+        here = [(path, why) for path, why in here if why or path == place or path.suffix.lower() in tables.ENDINGS]
         if not here or not place.exists():
             what = "holds no images" if place.exists() else "no such file or folder"
             raise RunError(f"{place}: {what}; name image files, or folders of them.")

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from derma.backbones import best_precision
 from derma.commands import progress
-from derma.states import load_state, save_state, state_hash
+from derma.states import load_state, save_state
 
 KEPT = 2  # checkpoints of a training: the last, and the one before in case the last is torn
 GPU_SECONDS = 30  # between two checkpoints on a GPU, where writing one can take as long as an epoch
@@ -131,9 +131,9 @@ class Run:
     """One training: it goes on where an interrupted one stopped, and ends the same, byte for byte.
 
     After every epoch all that the rest depends on is saved as ``<name>-checkpoint-<digest>-<epoch>.safetensors``; on a
-    GPU, after the first epoch that ends half a minute after the last checkpoint. The digest stands for the settings
-    and the initial network, so that a training with others neither continues nor overwrites these. A finished training
-    leaves ``<folder>/<name>.safetensors``, and is loaded from there when it is run again.
+    GPU, after the first epoch that ends half a minute after the last checkpoint. The digest stands for the settings,
+    so that a training with others neither continues nor overwrites these. A finished training leaves
+    ``<folder>/<name>.safetensors``, and is loaded from there when it is run again.
 
     Args:
         folder, name: see above.
@@ -159,8 +159,9 @@ class Run:
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "accumulation": accelerator.gradient_accumulation_steps,
-            "code": hashlib.sha256(repr((about, self.network, parts["optimizer"])).encode()).hexdigest()[:8],
-            "initial": state_hash(self.network.state_dict())[:8],  # a first stage may have been trained again
+            "code": hashlib.sha256(
+                repr((about, self.network, list(self.network.state_dict()), parts["optimizer"])).encode()
+            ).hexdigest()[:8],
         }
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         self._prefix, self._rows = f"{name}-checkpoint-{self.digest}", []

@@ -27,7 +27,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from derma.commands import CommandError, Parser, progress, run_main, whole_number
 from derma.files import write_bytes, write_text
-from derma.inputs import ENDINGS, is_passed_over, walk, why_misread, why_no_lesion
+from derma.inputs import is_passed_over, walk, why_misread, why_no_lesion
+from derma.tables import ENDINGS
 from derma.web import Refused, Web, Zip
 
 MOST_BYTES = 2**29  # of one member of a zip, unpacked

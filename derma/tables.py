@@ -27,10 +27,13 @@ TASKS = {"task_1": "Melanoma", "task_2": "Seborrheic keratosis"}
 CLASSES = ("melanoma", "nevus", "seborrheic_keratosis")  # the class folders
 EXPECTED = " or ".join(",".join(header) for header in HEADERS)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # not found in text files
-# Only these, so that "lesion.1" and "lesion.2" stay two.
-IMAGE_ENDING = re.compile(
-    r"(?<=.)\.(jpe?g|jpe|jfif|jp2|j2k|a?png|tiff?|bmp|dib|gif|webp|avif|p[pgbn]m|dcm|npy)$", re.IGNORECASE
-)
+# Files with these endings are taken for images. Pillow cannot read the last two, of phones, and says so.
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".bmp", ".dib", ".tga", ".psd", ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif"),
+}
+# Only these end a name, so that "lesion.1" and "lesion.2" stay two.
+IMAGE_ENDING = re.compile(rf"(?<=.)({'|'.join(map(re.escape, ENDINGS | {'.dcm', '.npy'}))})$", re.IGNORECASE)
 # The first field of a header: no digit, unlike all images' names, or pandas' own name of a column without one.
 HEADER_ID = re.compile(r"[^\d./\\]*|unnamed: \d+", re.IGNORECASE)
 SEPARATORS = ("\t", ";", ",", "|", " ")
@@ -220,7 +223,7 @@ def truth_from_ids(table: Table) -> Table:
     what = f"has no class folder; give a path such as data/isic2017/train/{CLASSES[0]}/ISIC_0000002.jpg"
     _refuse(table.file, unknown, table.rows, table.identifiers, "Id", what)
     for name in sorted(set(CLASSES) - set(folders)):
-        raise TableError(f"{table.file}: no image is in a folder '{name}'; a calibration needs all three classes.")
+        raise TableError(f"{table.file}: no image is in a folder '{name}'; all three classes are needed.")
     values = {"task_1": folders == CLASSES[0], "task_2": folders == CLASSES[2]}
     return replace(table, values=pd.DataFrame(values, index=table.values.index, dtype=float), warnings=())
 

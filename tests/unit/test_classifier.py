@@ -28,6 +28,18 @@ def test_it_classifies_bytes_and_is_loaded_from_what_a_run_leaves(frozen, tmp_pa
         load_classifier(tmp_path / "other.safetensors")
 
 
+def test_its_text_tells_what_it_started_from_and_its_head_fits(tmp_path):
+    """The text decides whether a run is resumed: a first stage may have been trained again, in the same folder."""
+    texts = set()
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        first = Classifier("test_mambaout", "none", frozen=False)  # which gives more features than num_features says
+        assert first(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+        save_state({"network": first.state_dict()}, tmp_path / "fold-0.safetensors")
+        texts.add(repr(Classifier("test_mambaout", str(tmp_path), frozen=False)))
+    assert len(texts) == 2
+
+
 def test_a_kernel_head_separates_rings_and_balances_classes(monkeypatch):
     """No linear head could: each class is a ring around the same centre. One class is rare."""
     generator = np.random.default_rng(0)

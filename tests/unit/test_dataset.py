@@ -151,7 +151,8 @@ def test_class_folders_alone_are_cut_into_splits(drawn, tmp_path):
     for content, words in (
         (b"isic_id,lesion_id\n\xff", "not a CSV file"),
         (b"lesion_id,id\n1,2\n", "names none of"),
-        (b"isic_id;lesion_id\na;1\n", "exactly 'lesion_id'"),
+        (b"isic_id;lesion_id\na;1\n", "name one column 'lesion_id'"),
+        (b"lesion_id,diagnosis\n1,2,3\n", "not a CSV file"),  # pandas would take the first column for row names
     ):
         (clinic / "metadata.csv").write_bytes(content)
         with pytest.raises(DatasetError, match=f"metadata.csv: .*{words}"):
@@ -160,6 +161,14 @@ def test_class_folders_alone_are_cut_into_splits(drawn, tmp_path):
     first = next((clinic / "melanoma").iterdir())
     first.rename(first.with_name(names[0]))  # two classes may each hold an image of one name
     assert len(LesionData(clinic).images) == 42
+    (clinic / "metadata.csv").write_text(f"isic_id,lesion_id\n{names[0]},IL_1\n")
+    with pytest.raises(DatasetError, match="two images have the name"):
+        LesionData(clinic)
+    (clinic / "metadata.csv").unlink()
+    shutil.copy(clinic / "nevus" / names[1], (clinic / "nevus" / names[1]).with_suffix(".png"))
+    with pytest.raises(DatasetError, match="has the name of"):
+        LesionData(clinic)
+    (clinic / "nevus" / names[1]).unlink()
     shutil.rmtree(clinic / "seborrheic_keratosis")  # another clinic's images may lack a class
     assert (LesionData(clinic, need_classes=False).counts["seborrheic_keratosis"] == 0).all()
     with pytest.raises(DatasetError, match=r"neither splits .* nor at least 3 of the class folders .* with eight"):

@@ -94,7 +94,7 @@ def test_the_truth_stands_in_the_ids(read):
     assert truth_from_ids(read(*rows)).values.loc[["m", "n", "s"]].to_numpy().tolist() == [[1, 0], [0, 0], [0, 1]]
     with pytest.raises(TableError, match=r"r.csv, row 3: Id 'nevus' has no class folder; give a path"):
         truth_from_ids(read(rows[0].replace("/", "\\"), "nevus,0.5,0.25"))
-    with pytest.raises(TableError, match=r"r.csv: no image is in a folder 'nevus'; a calibration needs"):
+    with pytest.raises(TableError, match=r"r.csv: no image is in a folder 'nevus'; all three classes"):
         truth_from_ids(read(rows[0], rows[2]))
 
 
