@@ -48,12 +48,12 @@ FEW = 10  # images of a class
 def held_out_files(predictions: list[Path]) -> tuple[list[Path], list[str]]:
     """Return the held_out.csv in the folder of each file, none unless each file has its own; and a warning if some."""
     files = [file.with_name("held_out.csv") if file.name else file for file in predictions]
-    missing = [str(file) for file in files if not file.is_file()]
+    missing = [str(each) for each, file in zip(predictions, files, strict=True) if not file.is_file()]
     if not missing and len({file.resolve() for file in files}) == len({file.resolve() for file in predictions}):
         return files, []
     if len(missing) == len(files):
         return [], []
-    what = f"there is no {missing[0]}" if missing else "two of the files share a folder"
+    what = f"there is none in the folder of {missing[0]}" if missing else "two of the files share a folder"
     return [], [f"No held_out.csv is averaged: {what}; each file needs its own."]
 
 

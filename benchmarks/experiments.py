@@ -39,7 +39,6 @@ TUNED, HEADS = "EfficientNetV2-B0, two stages, 192 px", "frozen EfficientNetV2-B
 LONG_TUNED, LONG_HEADS = f"{TUNED}, 15 and 8 epochs", f"{HEADS}, 15 epochs"
 LARGE_TUNED = LONG_TUNED.replace("192", "224")
 RESNET_TUNED = LONG_TUNED.replace("EfficientNetV2-B0", "ResNet50")
-RESNET_TUNED = LONG_TUNED.replace("EfficientNetV2-B0", "ResNet50")
 RESNET_HEADS = "frozen ResNet50, two stages, 192 px, 15 epochs"
 HALF, LONG_HALF, RESNET_HALF = (f"{heads}, half size" for heads in (HEADS, LONG_HEADS, RESNET_HEADS))
 
@@ -82,10 +81,6 @@ EXPERIMENTS = {
     RESNET_HEADS: Experiment(RESNET, FROZEN | RESNET_FIRST, "frozen ResNet50"),
     RESNET_HALF: Experiment(RESNET, FROZEN | RESNET_FIRST | {"image_size": 96}, RESNET_HEADS),
     f"{RESNET_HEADS}, both sizes": Ensemble((RESNET_HEADS, RESNET_HALF), RESNET_HEADS),
-    RESNET_TUNED: Experiment(RESNET, RESNET_FIRST | {"image_size": 192}, RESNET_HEADS),
-    f"{RESNET_TUNED}, with heads at both sizes": Ensemble(
-        (RESNET_TUNED, RESNET_HEADS, RESNET_HALF), f"{RESNET_HEADS}, both sizes"
-    ),
     RESNET_TUNED: Experiment(RESNET, RESNET_FIRST | {"image_size": 192}, RESNET_HEADS),
     f"{RESNET_TUNED}, with heads at both sizes": Ensemble(
         (RESNET_TUNED, RESNET_HEADS, RESNET_HALF), f"{RESNET_HEADS}, both sizes"

@@ -75,7 +75,7 @@ def test_ensemble_averages_what_is_held_out_too(score):
         f"Category 3 Score: {found['area']['value']:.3f}" in score("m/held_out.csv", "--compare", "a/held_out.csv")[1]
     )
     assert "would overwrite a/held_out.csv" in score("--ensemble", *files, "--out", "a/mean.csv")[2]
-    assert "No held_out.csv is averaged: there is no held_out.csv;" in score("--ensemble", files[0], "other.csv")[2]
+    assert "there is none in the folder of other.csv;" in score("--ensemble", files[0], "other.csv")[2]
     assert "two of the files share a folder" in score("--ensemble", files[0], "a/ground_truth.csv")[2]
     score("--ensemble", files[0], *files, "--out", "twice/results.csv")
     assert np.allclose(read_table("twice/held_out.csv").values, (2 * parts[0] + parts[1]) / 3, rtol=1e-12)
