@@ -39,9 +39,9 @@ def load_backbone(name: str, weights: str) -> nn.Module:
             "file of this model, or to 'none'."
         ) from None
     except RuntimeError as error:
-        close = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
-        if name in timm.list_models():
+        if name in (models := timm.list_models()):
             raise WeightsError(f"{error} Set DERMA_WEIGHTS to a file of {name}, or to 'none'.") from None
+        close = difflib.get_close_matches(name, models + timm.list_pretrained(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "https://huggingface.co/timm lists the models."
         raise WeightsError(f"timm cannot make '{name}' ({error}); set DERMA_MODEL: {hint}") from None
     if weights not in ("imagenet", "none"):

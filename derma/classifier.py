@@ -78,10 +78,10 @@ class Classifier(nn.Module):
             self.register_buffer(name, value.view(3, 1, 1))
         if frozen:
             self.backbone.requires_grad_(False)
-        width = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)  # of what the backbone gives
+        width = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)  # some widen the last stage
         self.head = KernelHead() if frozen else nn.Linear(width, len(CLASSES))
 
-    def extra_repr(self) -> str:  # a run that starts from other weights is another run
+    def extra_repr(self) -> str:  # for Run: a network that started from other weights is not resumed
         return f"start={self.start}"
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ class SettingsError(ValueError):
 
 def settings_in(notebook: Path) -> set[str]:
     """Return the names of the settings that a notebook's class ``Settings`` declares."""
-    text = notebook.read_text(encoding="utf-8", errors="replace")  # any file of the folder may have this ending
+    # Not parsed: a stray or damaged notebook in the folder must not stop this one.
+    text = notebook.read_text(encoding="utf-8", errors="replace")
     return set(re.findall(r'^ *"    (\w+): .+ = ', text, re.MULTILINE))
 
 

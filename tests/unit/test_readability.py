@@ -38,7 +38,7 @@ def test_the_readme_and_the_modules_are_short():
     prose = re.sub(r"```.*?```|^\|.*?$|<[^>]+>", "", text, flags=re.DOTALL | re.MULTILINE)
     assert max(len(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+|\n\n", prose)) <= 25
     files = [file for folder in ("derma", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 7912
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 7910
 
 
 @pytest.mark.parametrize("name", LINES)
